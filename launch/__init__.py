@@ -1,0 +1,1 @@
+"""Ray and DeepSpeed around `pmg`'s step: workers, checkpoints, resume, progress."""

@@ -1,0 +1,1 @@
+"""Unpaired, patch-based medical image translation with a shared Gaussian-mixture latent."""

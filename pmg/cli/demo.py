@@ -1,0 +1,5 @@
+"""`pmg demo`"""
+
+from __future__ import annotations
+
+import click

@@ -1,0 +1,32 @@
+"""`pmg export`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pmg.cli import refusals
+from pmg.cli.options import FOLDER, OUT_FOLDER
+
+
+@click.command(name="export")
+@click.argument("store", type=FOLDER)
+@click.argument("volumes", nargs=-1, metavar="[VOLUME_ID]...")
+@click.option("--out", type=OUT_FOLDER, required=True)
+@click.option("--format", "form", type=click.Choice(["dicom", "nifti"]), default="dicom")
+def command(store: Path, volumes: tuple[str, ...], out: Path, form: str) -> None:
+    """Write volumes of a store as they are: de-identified DICOM series or NIfTI files.
+
+    All volumes unless some are named. A store without --spacing gives back exactly the HU and the
+    patient coordinates that went in.
+    """
+    from pmg.output import write_stored
+    from storage.store import Store
+
+    with refusals():
+        opened = Store.open(store)
+        for volume_id in volumes or [row.volume_id for row in opened.rows]:
+            row = opened.row(volume_id)
+            path = write_stored(opened.read(volume_id), out, form, row.patient, volume_id)
+            click.echo(str(path))

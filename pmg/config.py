@@ -1,0 +1,326 @@
+"""The typed tree of every setting: defaults, ranges, and errors that name the nearest right name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "DiscriminatorConfig",
+    "LaunchConfig",
+    "LossConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "PriorConfig",
+    "TrainConfig",
+    "TranslateConfig",
+    "load_config",
+    "preset_names",
+]
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+
+
+class ConfigError(ValueError):
+    """A setting that does not exist or is out of its range; the message names it."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class DataConfig(_Section):
+    """Which store, and how patches are drawn from it."""
+
+    store: Path | None = Field(None, description="folder of the Zarr store")
+    patch: tuple[Count, ...] = Field(
+        (64, 64), min_length=2, max_length=3, description="voxels: h, w for 2D or d, h, w for 3D"
+    )
+    spacing_mm: tuple[Positive, Positive, Positive] | None = Field(
+        None, description="z, y, x of the store's grid; filled in by training"
+    )
+    pairing: Literal["unpaired", "same_patient"] = Field(
+        "unpaired", description="co-located patches of different patients, or of one in two phases"
+    )
+    jitter: NonNegative = Field(0, description="voxels the second patch may be displaced by")
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="share of the patients that no training step sees"
+    )
+    memory_bytes: Annotated[int, Field(ge=0)] = Field(
+        2 * 1024**3, description="per worker; a cohort below it is kept decoded in memory"
+    )
+    threads: Count = Field(2, description="threads per worker that read ahead")
+    low_hu: float = Field(-1024.0, description="intensities below are clipped")
+    high_hu: float = Field(3071.0, description="intensities above are clipped")
+    centre_hu: float = Field(50.0, description="HU with the finest intensity resolution")
+    scale_hu: Positive = Field(
+        150.0, description="HU round the centre that are mapped nearly linearly"
+    )
+
+    @model_validator(mode="after")
+    def _window_is_a_range(self) -> DataConfig:
+        if self.low_hu >= self.high_hu:
+            raise ValueError(f"low_hu {self.low_hu} must be below high_hu {self.high_hu}")
+        return self
+
+
+class ModelConfig(_Section):
+    """Both VAEs: encoders E1, E2 and generators G1, G2."""
+
+    width: Count = Field(64, description="channels at full resolution")
+    downsamplings: Annotated[int, Field(ge=1, le=5)] = Field(2, description="halvings to the latent")
+    blocks: NonNegative = Field(4, description="residual blocks in each encoder and generator")
+    shared_blocks: NonNegative = Field(
+        1, description="last blocks of E1/E2 and first of G1/G2 that both domains share"
+    )
+    latent_channels: Count = Field(16, description="C, channels of z at every latent position")
+    norm: Literal["none", "group", "instance"] = Field(
+        "none", description="group and instance make a voxel depend on its tile's statistics"
+    )
+    posterior: Literal["learned", "unit"] = Field(
+        "learned", description="diagonal variance learned, or fixed at 1 as in UNIT's code"
+    )
+    skip: bool = Field(
+        True, description="a fixed linear path through the latent: translation starts as identity"
+    )
+    position: bool = Field(
+        True, description="tell the networks where in the body-centred frame a patch lies"
+    )
+
+    @model_validator(mode="after")
+    def _shared_at_most_all(self) -> ModelConfig:
+        if self.shared_blocks > self.blocks:
+            raise ValueError(
+                f"shared_blocks {self.shared_blocks} must be at most blocks {self.blocks}"
+            )
+        return self
+
+
+class DiscriminatorConfig(_Section):
+    """The multi-scale discriminators D1, D2."""
+
+    width: Count = Field(64, description="channels of the first layer")
+    layers: Annotated[int, Field(ge=1, le=6)] = Field(4, description="stride-2 layers per scale")
+    scales: Annotated[int, Field(ge=1, le=4)] = Field(3, description="resolutions looked at")
+
+
+class PriorConfig(_Section):
+    """The mixture of Gaussians over each latent position."""
+
+    components: Annotated[int, Field(ge=1, le=256)] = Field(4, description="K")
+    learned: bool = Field(True, description="false: fixed; with components 1 this is N(0, 1)")
+    min_weight: Annotated[float, Field(ge=0, lt=1)] = Field(1e-3, description="floor of pi_k")
+    min_std: Annotated[float, Field(gt=0, lt=1)] = Field(0.05, description="floor of sigma_k")
+    fit_step: NonNegative = Field(
+        100, description="step at which the mixture is fitted to encodings by EM; 0: never"
+    )
+    reseed_every: NonNegative = Field(
+        500, description="steps between checks for dead components, which are re-seeded; 0: never"
+    )
+
+
+class LossConfig(_Section):
+    """Weights and forms of the objective's terms."""
+
+    adversarial: Literal["lsgan", "log", "hinge"] = "lsgan"
+    likelihood: Literal["laplace", "gaussian"] = "laplace"
+    kl: Literal["bound", "monte_carlo", "vade", "min"] = Field(
+        "bound", description="estimator of KL(q, prior)"
+    )
+    lambda_gan: Weight = Field(1.0, description="lambda0")
+    lambda_kl: Weight = Field(0.01, description="lambda1")
+    lambda_reconstruction: Weight = Field(10.0, description="lambda2")
+    lambda_cycle_kl: Weight = Field(0.01, description="lambda3")
+    lambda_cycle: Weight = Field(10.0, description="lambda4")
+    cycle_kl_weight: Literal["lambda3", "lambda4"] = Field(
+        "lambda3", description="weight of the translated patch's KL; lambda4 is the printed misprint"
+    )
+    kl_warmup_steps: NonNegative = Field(0, description="steps over which the KL weights rise")
+    free_bits: Weight = Field(0.0, description="nats per latent channel that cost nothing")
+
+
+class OptimConfig(_Section):
+    """Adam for both sides."""
+
+    lr: Positive = Field(1e-4, description="of E, G and the prior")
+    lr_discriminator: Positive = Field(1e-4, description="of D")
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    weight_decay: Weight = 1e-4
+    schedule: Literal["halve", "cosine", "constant"] = Field(
+        "halve", description="halve: every halve_every steps; cosine: to zero at the last step"
+    )
+    halve_every: Count = 100_000
+    ema: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.999, description="decay of the averaged weights that translate; 0: none"
+    )
+
+
+class TrainConfig(_Section):
+    """Length, batch and records of a run."""
+
+    steps: Count = 100_000
+    batch: Count = Field(16, description="patch pairs per step over all workers")
+    seed: NonNegative = 0
+    log_every: Count = 10
+    checkpoint_every: Count = 500
+    keep: Count = Field(2, description="newest checkpoints kept")
+
+    @model_validator(mode="after")
+    def _saves_where_it_logs(self) -> TrainConfig:
+        if self.checkpoint_every % self.log_every:
+            raise ValueError(
+                f"checkpoint_every {self.checkpoint_every} must be a multiple of "
+                f"log_every {self.log_every}"
+            )
+        return self
+
+
+class LaunchConfig(_Section):
+    """How many workers, with what, and how DeepSpeed shards."""
+
+    workers: Count = 2
+    cpus_per_worker: Positive = 1.0
+    gpus_per_worker: Weight = Field(0.0, description="0 trains on CPUs with gloo")
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    max_failures: NonNegative = Field(2, description="restarts of the worker group")
+    address: str | None = Field(None, description="of a Ray cluster, such as auto; none: a local one")
+
+
+class TranslateConfig(_Section):
+    """Tiles of whole-volume translation."""
+
+    tile: tuple[Count, ...] = Field((128, 128), min_length=2, max_length=3)
+    overlap: Fraction = Field(0.25, description="share of a tile that is blended with its neighbour")
+    batch: Count = 8
+
+
+class Config(_Section):
+    """All settings of a run."""
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    prior: PriorConfig = PriorConfig()
+    loss: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    launch: LaunchConfig = LaunchConfig()
+    translate: TranslateConfig = TranslateConfig()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Config:
+        stride = 2**self.model.downsamplings
+        for name, extent in (("data.patch", self.data.patch), ("translate.tile", self.translate.tile)):
+            if any(n % stride for n in extent):
+                raise ValueError(
+                    f"{name} {list(extent)} must be multiples of {stride} "
+                    f"(2 to the power of model.downsamplings)"
+                )
+        if len(self.data.patch) != len(self.translate.tile):
+            raise ValueError("data.patch and translate.tile must both be 2D or both 3D")
+        if self.train.batch % self.launch.workers:
+            raise ValueError(
+                f"train.batch {self.train.batch} must be a multiple of "
+                f"launch.workers {self.launch.workers}"
+            )
+        return self
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that come with pmg, each a YAML file to read."""
+    folder = resources.files("pmg") / "presets"
+    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def load_config(
+    source: Path | str | None = None, overrides: Sequence[str] = (), **sections: Mapping[str, Any]
+) -> Config:
+    """The tree from a preset's name or a YAML file, then `section.field=value` overrides.
+
+    Raises ConfigError naming the field, its value and what would be right.
+    """
+    tree = _read_tree(source)
+    for name, fields in sections.items():
+        tree.setdefault(name, {}).update(fields)
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        section, dot, field = path.strip().partition(".")
+        if not equals or not dot:
+            raise ConfigError(f"override {override!r}: expected section.field=value")
+        entry = tree.setdefault(section, {})
+        if not isinstance(entry, dict):
+            raise ConfigError(f"config {section}: {entry!r} is not a section of settings")
+        entry[field] = _scalar(text)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(e) for e in error.errors())) from None
+
+
+def _read_tree(source: Path | str | None) -> dict[str, Any]:
+    if source is None:
+        return {}
+    if str(source) in preset_names():
+        text = (resources.files("pmg") / "presets" / f"{source}.yaml").read_text()
+    else:
+        path = Path(source)
+        if not path.is_file():
+            raise ConfigError(f"config {path}: no such file, nor a preset ({', '.join(preset_names())})")
+        text = path.read_text()
+    try:
+        tree = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config {source}: not YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"config {source}: expected sections of settings, got {type(tree).__name__}")
+    return {k: dict(v) if isinstance(v, dict) else v for k, v in tree.items()}
+
+
+def _scalar(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override value {text!r}: not YAML: {error}") from None
+
+
+def _explain(error: Any) -> str:
+    location = [str(part) for part in error["loc"]]
+    name = ".".join(location) or "config"
+    if error["type"] == "extra_forbidden":
+        known = _fields_beside(location)
+        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+        prefix = "".join(f"{part}." for part in location[:-1])
+        hint = f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(known)}"
+        return f"config {name}: unknown field; {hint}"
+    message = error["msg"].removeprefix("Value error, ")
+    shown = error["input"]
+    if isinstance(shown, Mapping | BaseModel):
+        return f"config {name}: {message}"
+    return f"config {name}: {shown!r} is not allowed: {message[0].lower()}{message[1:]}"
+
+
+def _fields_beside(location: Sequence[str]) -> list[str]:
+    model: type[BaseModel] = Config
+    for part in location[:-1]:
+        annotation = model.model_fields[part].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)

@@ -1,0 +1,133 @@
+"""Pictures of an evaluation, drawn by matplotlib: panels of slices, loss curves, the whole report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from pmg.summary import Row
+from pmg.translate import GridSlice
+
+__all__ = ["WINDOW", "Panel", "draw_losses", "draw_panels", "draw_report"]
+
+_LEVEL_HU, _WIDTH_HU = 60.0, 400.0  # a soft-tissue window wide enough for contrast
+_ERROR_HU = 100.0
+WINDOW = f"level {_LEVEL_HU:.0f}, width {_WIDTH_HU:.0f} HU"
+_TERMS = (
+    ("reconstruction", ("vae1.reconstruction", "vae2.reconstruction")),
+    ("cycle", ("cycle1.reconstruction", "cycle2.reconstruction")),
+    ("KL, nats per channel", ("vae1.kl", "vae2.kl")),
+    ("adversarial, G", ("gan1.generator", "gan2.generator")),
+    ("adversarial, D", ("gan1.discriminator", "gan2.discriminator")),
+    ("effective components", ("prior.effective_components",)),
+)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One slice of one case."""
+
+    title: str
+    slice: GridSlice
+
+
+def draw_panels(panels: Sequence[Panel], components: int) -> Figure:
+    """Rows of source, translation, truth, error and responsibilities."""
+    figure = Figure(figsize=(12.5, 2.6 * len(panels)), layout="constrained")
+    _fill_panels(figure, panels, components)
+    return figure
+
+
+def draw_losses(history: Sequence[Mapping[str, Any]]) -> Figure:
+    """Every kind of loss term over the steps, one axis each."""
+    figure = Figure(figsize=(12.5, 4.2), layout="constrained")
+    _fill_losses(figure, history)
+    return figure
+
+
+def draw_report(
+    panels: Sequence[Panel],
+    components: int,
+    history: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
+) -> Figure:
+    """Everything on one sheet, for a README: panels, curves and table."""
+    heights = [2.6 * len(panels), 3.6 if history else 0.01, 0.5 + 0.26 * len(rows)]
+    figure = Figure(figsize=(12.5, sum(heights)), layout="constrained")
+    top, middle, bottom = figure.subfigures(3, 1, height_ratios=heights)
+    _fill_panels(top, panels, components)
+    if history:
+        _fill_losses(middle, history)
+    _fill_table(bottom.subplots(), rows)
+    return figure
+
+
+def _fill_panels(figure: Any, panels: Sequence[Panel], components: int) -> None:
+    titles = ("source", "translation", "truth", "translation - truth, HU", "responsibilities")
+    axes = figure.subplots(len(panels), len(titles), squeeze=False)
+    for row, panel in zip(axes, panels, strict=True):
+        view = panel.slice
+        for axis, title in zip(row, titles, strict=True):
+            axis.set_axis_off()
+            if row is axes[0]:
+                axis.set_title(title, fontsize=10)
+        row[0].text(-0.03, 0.5, panel.title, transform=row[0].transAxes, rotation=90,
+                    va="center", ha="right", fontsize=8)
+        _show(row[0], view.source)
+        _show(row[1], view.translation)
+        if view.truth is None:
+            row[2].text(0.5, 0.5, "not known", ha="center", transform=row[2].transAxes)
+            change = view.translation - view.source
+            row[3].set_title("translation - source, HU", fontsize=10)
+        else:
+            _show(row[2], view.truth)
+            change = view.translation - view.truth
+        image = row[3].imshow(change, cmap="RdBu_r", vmin=-_ERROR_HU, vmax=_ERROR_HU)
+        figure.colorbar(image, ax=row[3], shrink=0.7)
+        row[4].imshow(view.tissue, cmap=mpl.colormaps["turbo"].resampled(components),
+                      vmin=-0.5, vmax=components - 0.5, interpolation="nearest")
+
+
+def _show(axis: Axes, hu: NDArray[np.floating]) -> None:
+    axis.imshow(hu, cmap="gray", vmin=_LEVEL_HU - _WIDTH_HU / 2, vmax=_LEVEL_HU + _WIDTH_HU / 2)
+
+
+def _fill_losses(figure: Any, history: Sequence[Mapping[str, Any]]) -> None:
+    steps = [record["step"] for record in history]
+    for axis, (title, names) in zip(figure.subplots(2, 3).flat, _TERMS, strict=True):
+        for name in names:
+            axis.plot(steps, [record[name] for record in history], label=name, linewidth=1)
+        axis.set_title(title, fontsize=9)
+        axis.tick_params(labelsize=7)
+        axis.grid(alpha=0.3)
+        if len(names) > 1:
+            axis.legend(fontsize=6)
+
+
+def _fill_table(axis: Axes, rows: Sequence[Row]) -> None:
+    axis.set_axis_off()
+    if not rows:
+        return
+    cells = [[row.name, row.unit, *(_number(v) for v in (row.identity, row.translated, row.truth)),
+              row.note] for row in rows]
+    table = axis.table(
+        cells,
+        colLabels=["", "unit", "no translation", "pmg", "truth", ""],
+        colWidths=[0.27, 0.06, 0.12, 0.09, 0.09, 0.37],
+        cellLoc="left",
+        loc="center",
+        edges="horizontal",
+    )
+    table.auto_set_font_size(False)
+    table.set_fontsize(9)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"

@@ -1,0 +1,62 @@
+"""From a stream's batch of HU patches to the tensors of a training step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from pmg.model import Domain
+from pmg.networks import Where
+from pmg.step import Pair
+from pmg.window import window_of
+
+if TYPE_CHECKING:
+    from pmg.config import Config
+
+__all__ = ["PatchBatch", "to_pair"]
+
+
+class PatchBatch(Protocol):
+    """What a stream yields; `storage.stream.Batch` is one.
+
+    hu1, hu2: [B, d, h, w] int16 HU, arrays that torch.as_tensor takes; d = 1 for 2D patches.
+    position_mm: [B, 2, 3] float32, frame coordinates (z, y, x) of the first voxel per domain.
+    samples: [B] int64, the run's global numbers of these samples.
+    spacing_mm: (z, y, x).
+    """
+
+    @property
+    def hu1(self) -> Any: ...
+    @property
+    def hu2(self) -> Any: ...
+    @property
+    def position_mm(self) -> Any: ...
+    @property
+    def samples(self) -> Any: ...
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]: ...
+
+
+def to_pair(batch: PatchBatch, config: Config, device: torch.device) -> Pair:
+    """Intensities, places and noise on the device; HU cross to it as int16 and are mapped there."""
+    window = window_of(config.data)
+    dims = len(config.data.patch)
+    position = torch.as_tensor(batch.position_mm).to(device, non_blocking=True)
+    x, where = {}, {}
+    hu: dict[Domain, Any] = {1: batch.hu1, 2: batch.hu2}
+    for index, (domain, values) in enumerate(hu.items()):
+        patch = window.to_unit(torch.as_tensor(values).to(device, non_blocking=True))
+        # [B, 1, h, w] is at once one slice and one channel in 2D.
+        x[domain] = patch if dims == 2 else patch.unsqueeze(1)
+        where[domain] = Where(position[:, index], batch.spacing_mm)
+    stride = 2**config.model.downsamplings
+    latent = [config.model.latent_channels, *(n // stride for n in config.data.patch)]
+    noise = [_noise(config.train.seed, int(n), latent) for n in batch.samples]
+    return Pair(x, where, torch.stack(noise, dim=1).to(device, non_blocking=True))
+
+
+def _noise(seed: int, sample: int, latent: list[int]) -> torch.Tensor:
+    """Noise of one sample, a function of (seed, sample) alone: the same at every world size."""
+    generator = torch.Generator().manual_seed((seed << 40) + sample)
+    return torch.randn(4, *latent, generator=generator)

@@ -1,0 +1,206 @@
+"""The latent prior: a learned mixture of Gaussians at every latent position, and its KL estimators.
+
+p(z) = prod_pos sum_k pi_k N(z_pos; mu_k, diag sigma_k^2), always float32 and in log space.
+Shapes: B batch, C latent channels, K components, S the spatial axes (any number of them).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+__all__ = [
+    "KL_ESTIMATORS",
+    "Mixture",
+    "MixturePrior",
+    "effective_components",
+    "kl_bound",
+    "kl_min",
+    "kl_monte_carlo",
+    "kl_vade",
+    "responsibilities",
+]
+
+_LOG_2PI = math.log(2 * math.pi)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The mixture's parameters as plain tensors: log_weights [K], mean [K, C], log_var [K, C]."""
+
+    log_weights: Tensor
+    mean: Tensor
+    log_var: Tensor
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log p(z) per latent position, in nats. z: [B, C, *S]. Returns [B, *S]."""
+        return torch.logsumexp(self.log_joint(z), dim=1)
+
+    def log_joint(self, z: Tensor) -> Tensor:
+        """log pi_k + log N(z; mu_k, sigma_k^2): [B, K, *S]."""
+        mean, log_var = _over_positions(self, z)
+        squared = (z.to(mean.dtype).unsqueeze(1) - mean).square() * torch.exp(-log_var)
+        log_normal = -0.5 * (squared + log_var + _LOG_2PI).sum(dim=2)
+        return _over_components(self.log_weights, z) + log_normal
+
+    def kl_to_components(self, mean: Tensor, log_var: Tensor) -> Tensor:
+        """KL(q, N_k) of a diagonal Gaussian to each component, in nats.
+
+        1/2 sum_c (log sigma_kc^2 - log s_c^2 + (s_c^2 + (m_c - mu_kc)^2) / sigma_kc^2 - 1)
+
+        mean, log_var: [B, C, *S]. Returns [B, K, *S].
+        """
+        component_mean, component_log_var = _over_positions(self, mean)
+        log_ratio = log_var.to(component_mean.dtype).unsqueeze(1) - component_log_var
+        squared = (mean.to(component_mean.dtype).unsqueeze(1) - component_mean).square()
+        terms = torch.exp(log_ratio) + squared * torch.exp(-component_log_var) - 1 - log_ratio
+        return 0.5 * terms.sum(dim=2)
+
+
+class MixturePrior(nn.Module):
+    """Parameters of the mixture, with floors that keep every component alive.
+
+    pi_k = floor + (1 - K floor) softmax(logits)_k,  sigma_k^2 = min_std^2 + exp(log_scale_k).
+    With learned=False the parameters stay where they start: K = 1 is then N(0, 1), UNIT's prior.
+    """
+
+    def __init__(
+        self,
+        components: int,
+        channels: int,
+        *,
+        min_weight: float = 1e-3,
+        min_std: float = 0.05,
+        learned: bool = True,
+    ) -> None:
+        super().__init__()
+        if components * min_weight >= 1:
+            raise ValueError(
+                f"prior.min_weight {min_weight} times prior.components {components} must be below 1"
+            )
+        self.min_weight = min_weight if components > 1 else 0.0
+        self.min_std = min_std if learned else 0.0
+        self.logits = nn.Parameter(torch.zeros(components), requires_grad=learned)
+        start = torch.randn(components, channels) if components > 1 else torch.zeros(1, channels)
+        self.mean = nn.Parameter(start, requires_grad=learned)
+        self.log_scale = nn.Parameter(
+            torch.full((components, channels), math.log(1 - self.min_std**2)),
+            requires_grad=learned,
+        )
+
+    @property
+    def components(self) -> int:
+        return self.logits.numel()
+
+    def forward(self) -> Mixture:
+        """The mixture in float32, whatever the networks' type."""
+        share = torch.softmax(self.logits.float(), dim=0)
+        weights = self.min_weight + (1 - self.components * self.min_weight) * share
+        log_floor = 2 * math.log(self.min_std) if self.min_std > 0 else -math.inf
+        log_scale = self.log_scale.float()
+        log_var = torch.logaddexp(log_scale, torch.full_like(log_scale, log_floor))
+        return Mixture(torch.log(weights), self.mean.float(), log_var)
+
+    def raw_from(self, mixture: Mixture) -> dict[str, Tensor]:
+        """Parameter values whose `forward` is the given mixture, as near as the floors allow."""
+        weights = torch.exp(mixture.log_weights) - self.min_weight
+        scale = torch.exp(mixture.log_var) - self.min_std**2
+        return {
+            "logits": torch.log(weights.clamp_min(1e-6)),
+            "mean": mixture.mean,
+            "log_scale": torch.log(scale.clamp_min(1e-6)),
+        }
+
+
+def kl_bound(mean: Tensor, log_var: Tensor, prior: Mixture) -> Tensor:
+    """Upper bound of KL(q, prior) at every latent position, in nats per channel.
+
+    -logsumexp_k(log pi_k - KL(q, N_k)) / C: exact for K = 1; equals the ELBO with optimal
+    responsibilities (Hershey & Olsen 2007, eq. 20 for one Gaussian).
+
+    mean, log_var: [B, C, *S]. Returns [B, *S], float32 whatever the inputs' type.
+    """
+    scores = _over_components(prior.log_weights, mean) - prior.kl_to_components(mean, log_var)
+    return -torch.logsumexp(scores, dim=1) / mean.shape[1]
+
+
+def kl_monte_carlo(mean: Tensor, log_var: Tensor, prior: Mixture, samples: int = 1) -> Tensor:
+    """Unbiased estimate of KL(q, prior): mean over samples of log q(z) - log p(z), z ~ q.
+
+    Same shapes and units as `kl_bound`; may be negative for few samples.
+    """
+    mean, log_var = mean.to(prior.mean.dtype), log_var.to(prior.mean.dtype)
+    total = torch.zeros_like(mean[:, 0])
+    for _ in range(samples):
+        noise = torch.randn_like(mean)
+        z = mean + torch.exp(0.5 * log_var) * noise
+        log_q = -0.5 * (noise.square() + log_var + _LOG_2PI).sum(dim=1)
+        total = total + log_q - prior.log_prob(z)
+    return total / (samples * mean.shape[1])
+
+
+def kl_vade(mean: Tensor, log_var: Tensor, prior: Mixture, samples: int = 1) -> Tensor:
+    """Bound with responsibilities gamma_k = p(k given z) at samples z ~ q (Jiang et al. 2017, VaDE).
+
+    sum_k gamma_k (KL(q, N_k) + log gamma_k - log pi_k) / C. Never below `kl_bound`, which is the
+    minimum of this expression over gamma. Same shapes and units as `kl_bound`.
+    """
+    mean, log_var = mean.to(prior.mean.dtype), log_var.to(prior.mean.dtype)
+    kl = prior.kl_to_components(mean, log_var)
+    log_weights = _over_components(prior.log_weights, mean)
+    total = torch.zeros_like(kl[:, 0])
+    for _ in range(samples):
+        z = mean + torch.exp(0.5 * log_var) * torch.randn_like(mean)
+        log_gamma = torch.log_softmax(prior.log_joint(z), dim=1)
+        total = total + (log_gamma.exp() * (kl + log_gamma - log_weights)).sum(dim=1)
+    return total / (samples * mean.shape[1])
+
+
+def kl_min(mean: Tensor, log_var: Tensor, prior: Mixture) -> Tensor:
+    """Bound by the single best component: min_k (KL(q, N_k) - log pi_k) / C.
+
+    Never below `kl_bound`. Same shapes and units as `kl_bound`.
+    """
+    scores = prior.kl_to_components(mean, log_var) - _over_components(prior.log_weights, mean)
+    return scores.amin(dim=1) / mean.shape[1]
+
+
+KL_ESTIMATORS: dict[str, Callable[[Tensor, Tensor, Mixture], Tensor]] = {
+    "bound": kl_bound,
+    "monte_carlo": kl_monte_carlo,
+    "vade": kl_vade,
+    "min": kl_min,
+}
+
+
+def responsibilities(mean: Tensor, log_var: Tensor, prior: Mixture) -> Tensor:
+    """Optimal responsibilities of the components for a posterior, per latent position.
+
+    softmax_k(log pi_k - KL(q, N_k)), the minimiser behind `kl_bound`. Returns [B, K, *S].
+    """
+    scores = _over_components(prior.log_weights, mean) - prior.kl_to_components(mean, log_var)
+    return torch.softmax(scores, dim=1)
+
+
+def effective_components(shares: Tensor) -> Tensor:
+    """exp(entropy of the mean responsibilities): 1 for a collapsed mixture, K for a balanced one.
+
+    shares: [B, K, *S]. Returns a scalar.
+    """
+    mean_share = shares.movedim(1, -1).flatten(0, -2).mean(dim=0)
+    return torch.exp(torch.special.entr(mean_share).sum())
+
+
+def _over_components(log_weights: Tensor, like: Tensor) -> Tensor:
+    """[K] -> [1, K, 1, ...] beside a [B, C, *S] tensor."""
+    return log_weights.view(1, -1, *[1] * (like.dim() - 2))
+
+
+def _over_positions(prior: Mixture, like: Tensor) -> tuple[Tensor, Tensor]:
+    """mean and log_var as [1, K, C, 1, ...] beside a [B, C, *S] tensor."""
+    shape = (1, *prior.mean.shape, *[1] * (like.dim() - 2))
+    return prior.mean.view(shape), prior.log_var.view(shape)

@@ -1,0 +1,160 @@
+"""One training step: encode, decode, translate, cycle, losses, two updates.
+
+min over E, G, prior; max over D of VAE_1 + VAE_2 + CC_1 + CC_2 + GAN_1 + GAN_2. Every forward pass
+is shared by the terms that need it; the equations stand in `generator_loss`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pmg.engine import Engine, learning_rate_factor
+from pmg.losses import ADVERSARIAL, LIKELIHOODS, free_bits
+from pmg.model import Critic, Domain, Translator, other
+from pmg.networks import Posterior, Where
+from pmg.prior import KL_ESTIMATORS, Mixture, effective_components, responsibilities
+
+if TYPE_CHECKING:
+    from pmg.config import Config, LossConfig
+
+__all__ = ["Pair", "discriminator_loss", "generator_loss", "train_step"]
+
+_DOMAINS: tuple[Domain, Domain] = (1, 2)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A batch of co-located patches: x_i [B, 1, *S] in [-1, 1], their places, and noise.
+
+    noise: [4, B, C, *s], standard normal, for samples of q_1, q_2 and their cycles' posteriors.
+    """
+
+    x: dict[Domain, Tensor]
+    where: dict[Domain, Where]
+    noise: Tensor
+
+
+@dataclass(frozen=True)
+class Forward:
+    """What one pass through the translator gave: the loss, its terms by name, the translations."""
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+    translated: dict[Domain, Tensor]
+    posterior: dict[Domain, Posterior]
+
+
+def generator_loss(
+    model: Translator, critic: Critic, pair: Pair, loss: LossConfig, kl_scale: float
+) -> Forward:
+    """The objective of E, G and the prior; D is held fixed by the caller.
+
+    VAE_i = lambda1 KL(q_i(z given x_i), p) + lambda2 E[-log p_Gi(x_i given z)]
+    GAN_i = lambda0 G's side of the game against D_i on G_i(z_j)
+    CC_i  = lambda3 KL(q_i(z given x_i), p) + lambda3 KL(q_j(z given x_i->j), p)
+            + lambda4 E[-log p_Gi(x_i given z ~ q_j(x_i->j))]
+
+    kl_scale: 0 to 1, the KL warm-up. `translated[i]` is x_j->i, at the place of x_j.
+    """
+    x, where = pair.x, pair.where
+    likelihood = LIKELIHOODS[loss.likelihood]
+    adversarial = ADVERSARIAL[loss.adversarial]
+    prior = model.prior()
+    kl = partial(_mean_kl, KL_ESTIMATORS[loss.kl], prior, loss.free_bits)
+
+    q = {i: model.encode(i, x[i], where[i]) for i in _DOMAINS}
+    z = {i: q[i].sample(pair.noise[i - 1]) for i in _DOMAINS}
+    x_self, x_cross = {}, {}
+    for i in _DOMAINS:
+        both = torch.cat([z[i], z[other(i)]])
+        decoded = model.decode(i, both, _concatenate(where[i], where[other(i)]))
+        x_self[i], x_cross[i] = decoded.chunk(2)  # G_i(z_i), G_i(z_j)
+
+    lambda_translated = (
+        loss.lambda_cycle_kl if loss.cycle_kl_weight == "lambda3" else loss.lambda_cycle
+    )
+    terms: dict[str, Tensor] = {}
+    weights: dict[str, float] = {}
+
+    def add(name: str, weight: float, value: Tensor) -> None:
+        terms[name], weights[name] = value, weight
+
+    for i in _DOMAINS:
+        j = other(i)
+        q_cycle = model.encode(j, x_cross[j], where[i])  # q_j(z given x_i->j)
+        x_cycle = model.decode(i, q_cycle.sample(pair.noise[i + 1]), where[i])
+        kl_i = kl(q[i])
+        add(f"vae{i}.kl", kl_scale * loss.lambda_kl, kl_i)
+        add(f"vae{i}.reconstruction", loss.lambda_reconstruction, likelihood(x_self[i], x[i]))
+        add(f"cycle{i}.kl", kl_scale * loss.lambda_cycle_kl, kl_i)
+        add(f"cycle{i}.kl_translated", kl_scale * lambda_translated, kl(q_cycle))
+        add(f"cycle{i}.reconstruction", loss.lambda_cycle, likelihood(x_cycle, x[i]))
+        scores = critic.scores(i, x_cross[i], where[j])
+        add(f"gan{i}.generator", loss.lambda_gan, adversarial.generator(scores))
+
+    total = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
+    return Forward(total, terms, x_cross, q)
+
+
+def discriminator_loss(
+    critic: Critic, pair: Pair, translated: dict[Domain, Tensor], loss: LossConfig
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """D's side of GAN_1 and GAN_2 on real x_i and translated G_i(z_j), which carry no gradient."""
+    adversarial = ADVERSARIAL[loss.adversarial]
+    terms = {}
+    for i in _DOMAINS:
+        real = critic.scores(i, pair.x[i], pair.where[i])
+        fake = critic.scores(i, translated[i].detach(), pair.where[other(i)])
+        terms[f"gan{i}.discriminator"] = adversarial.discriminator(real, fake)
+    return loss.lambda_gan * torch.stack(list(terms.values())).sum(), terms
+
+
+def train_step(
+    translator: Engine, critic: Engine, pair: Pair, step: int, config: Config
+) -> dict[str, Tensor]:
+    """Update E, G and the prior, then D, on one batch. Returns every term by name, detached.
+
+    The generator's loss calls D's bare module with frozen parameters, never its engine: through
+    the engine DeepSpeed 0.19 raises at ZeRO 0 to 2 and gives wrong numbers at 3.
+    """
+    factor = learning_rate_factor(step, config.train.steps, config.optim)
+    warmup = config.loss.kl_warmup_steps
+    kl_scale = min(1.0, (step + 1) / warmup) if warmup else 1.0
+
+    critic.module.requires_grad_(False)
+    forward = translator.run(generator_loss, critic.module, pair, config.loss, kl_scale)
+    translator.update(forward.loss, config.optim.lr * factor)
+    critic.module.requires_grad_(True)
+
+    loss, terms = critic.run(discriminator_loss, pair, forward.translated, config.loss)
+    critic.update(loss, config.optim.lr_discriminator * factor)
+
+    shares = translator.run(_responsibilities, forward.posterior)
+    measured = forward.terms | terms
+    measured |= {"total": forward.loss, "prior.effective_components": effective_components(shares)}
+    return {name: value.detach() for name, value in measured.items()}
+
+
+@torch.no_grad()
+def _responsibilities(model: Translator, q: dict[Domain, Posterior]) -> Tensor:
+    prior = model.prior()
+    return torch.cat([responsibilities(q[i].mean, q[i].log_var, prior) for i in _DOMAINS])
+
+
+def _mean_kl(
+    estimator: Callable[[Tensor, Tensor, Mixture], Tensor],
+    prior: Mixture,
+    minimum: float,
+    q: Posterior,
+) -> Tensor:
+    return free_bits(estimator(q.mean, q.log_var, prior), minimum)
+
+
+def _concatenate(a: Where, b: Where) -> Where:
+    return Where(torch.cat([a.start_mm, b.start_mm]), a.spacing_mm)

@@ -1,0 +1,99 @@
+"""The manifest: which folders and files an ingest takes in, and what the user says they are."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from storage.errors import IngestError
+
+__all__ = ["Entry", "read_manifest", "single_entry"]
+
+# A phase goes into the store as it is written: it is a label, no place for notes on a patient.
+_PHASE = re.compile(r"[A-Za-z][A-Za-z _-]{0,31}")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line: `path` is a folder of series or one file.
+
+    base: the folder that paths are told apart by; patient: who it is, where files do not say it.
+    """
+
+    path: Path
+    base: Path
+    domain: int
+    phase: str
+    patient: str | None = None
+
+
+def read_manifest(path: Path) -> list[Entry]:
+    """Lines of a CSV file or Parquet table with columns path, domain (1 or 2) and phase.
+
+    Paths are relative to the manifest's folder. An optional column `patient` names the patient
+    where DICOM headers don't (NIfTI, or exports with one PatientID for all); only its pseudonym
+    enters the store.
+
+    Raises IngestError naming the line and the column.
+    """
+    lines = _lines(path)
+    if not lines:
+        raise IngestError(f"{path}: no lines; expected columns path, domain, phase and one or more")
+    return [_entry(path, number, line) for number, line in enumerate(lines, start=1)]
+
+
+def single_entry(root: Path, domain: int | None, phase: str | None) -> Entry:
+    """All of a folder (or one file) as one domain. Raises IngestError for another than 1 or 2."""
+    where = f"{root}: "
+    base = root if root.is_dir() else root.parent
+    return Entry(root, base, _domain(domain, where), _phase(phase, where))
+
+
+def _entry(manifest: Path, number: int, line: Mapping[str, Any]) -> Entry:
+    where = f"{manifest}, line {number}: "
+    for column in ("path", "domain", "phase"):
+        if column not in line:
+            raise IngestError(f"{where}column {column!r} is missing; there are {sorted(line)}")
+    if not line["path"]:
+        raise IngestError(f"{where}path is empty; expected a folder or file")
+    return Entry(
+        path=manifest.parent / str(line["path"]),
+        base=manifest.parent,
+        domain=_domain(line["domain"], where),
+        phase=_phase(line["phase"], where),
+        patient=str(line["patient"]) if line.get("patient") else None,
+    )
+
+
+def _domain(value: object, where: str) -> int:
+    if str(value).strip() not in ("1", "2"):
+        raise IngestError(f"{where}domain is {value!r}; expected 1 or 2")
+    return int(str(value))
+
+
+def _phase(value: object, where: str) -> str:
+    phase = str(value or "unspecified").strip()
+    if not _PHASE.fullmatch(phase):
+        raise IngestError(
+            f"{where}phase is {phase!r}; expected up to 32 letters, spaces, - and _, "
+            "e.g. 'portal venous'"
+        )
+    return phase
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        if path.suffix == ".parquet":
+            lines: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+            return lines
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            return list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
+        raise IngestError(f"{path}: not readable as a CSV or Parquet manifest: {error}") from error

@@ -1,0 +1,33 @@
+"""The one in-memory form of a CT volume: HU on a regular grid in patient space."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["Volume"]
+
+
+@dataclass(frozen=True)
+class Volume:
+    """HU on a regular, possibly oblique grid.
+
+    hu: [Z, Y, X], int16 or float32, in Hounsfield units.
+    affine: [4, 4] float64; `affine @ (z, y, x, 1)` is the centre of voxel hu[z, y, x] in LPS mm
+    (DICOM's patient coordinates, PS3.3 C.7.6.2.1.1). Its columns follow the array's axes.
+    """
+
+    hu: np.ndarray
+    affine: np.ndarray
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Distance between neighbouring voxel centres along z, y, x."""
+        z, y, x = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(z), float(y), float(x)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        z, y, x = self.hu.shape
+        return z, y, x

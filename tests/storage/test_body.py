@@ -1,0 +1,123 @@
+"""The body's mask and frame on drawn patients whose extent is known exactly."""
+
+import numpy as np
+import pytest
+
+from storage.body import body_mask, frame_origin
+from storage.errors import IngestError
+from storage.volume import Volume
+
+SPACING = (4.0, 1.5, 1.5)
+
+
+def grid(shape, spacing=SPACING):
+    """z, y, x in mm from the centre of the volume, and its affine."""
+    axes = [(np.arange(n) - (n - 1) / 2) * mm for n, mm in zip(shape, spacing, strict=True)]
+    affine = np.eye(4)
+    affine[:3, :3] = np.eye(3)[:, ::-1] * spacing
+    return np.meshgrid(*axes, indexing="ij", sparse=True), affine
+
+
+def patient(shape=(40, 150, 200), centre_mm=(0.0, 0.0), lungs_above_mm=0.0, table_mm=75.0):
+    """An elliptic trunk, 120 mm thick and 180 mm wide; lungs above a level; a table; arms."""
+    (z, y, x), affine = grid(shape)
+    y, x = y - centre_mm[0], x - centre_mm[1]
+    hu = np.random.default_rng(1).normal(-1000, 12, shape)
+    body = np.broadcast_to((y / 60) ** 2 + (x / 90) ** 2 < 1, shape)
+    hu = np.where(body, hu + 1040, hu)
+    lung = body & ((y / 38) ** 2 + ((np.abs(x) - 40) / 28) ** 2 < 1) & (z > lungs_above_mm)
+    hu = np.where(lung, hu - 880, hu)
+    gas = body & (((y + 20) / 15) ** 2 + (x / 15) ** 2 < 1) & (z < lungs_above_mm - 8)
+    hu = np.where(gas, -1000 + (hu - 40), hu)
+    depth = y - table_mm
+    hu = np.where((np.abs(depth) < 2) & (np.abs(x) < 110), 200, hu)  # the table's shell
+    hu = np.where((depth >= 2) & (depth < 25) & (np.abs(x) < 110), -880, hu)  # and foam
+    hu = np.where((y / 12) ** 2 + ((np.abs(x) - 125) / 12) ** 2 < 1, 50, hu)
+    return Volume(np.clip(np.rint(hu), -1024, 3071).astype(np.int16), affine), body
+
+
+def overlap(mask, truth):
+    return 2 * (mask & truth).sum() / (mask.sum() + truth.sum())
+
+
+def test_the_mask_is_the_trunk_with_lungs_and_bowel_gas_without_table_and_arms():
+    volume, body = patient()
+    mask = body_mask(volume)
+    assert mask.shape == volume.shape
+    assert mask.dtype == bool
+    assert overlap(mask, body) > 0.995
+    assert mask[body & (volume.hu < -700)].mean() > 0.99
+
+
+def test_the_mask_follows_the_border_at_full_resolution():
+    (_, y, x), affine = grid((6, 200, 200), (1.0, 0.8, 0.8))
+    truth = np.broadcast_to(y**2 + x**2 < 60**2, (6, 200, 200))
+    mask = body_mask(Volume(np.where(truth, 30, -1000).astype(np.int16), affine))
+    np.testing.assert_array_equal(mask, truth)
+
+
+def test_a_lung_cut_by_the_field_of_view_belongs_to_the_body_and_a_tables_foam_does_not():
+    volume, body = patient()
+    cut = np.s_[:, :, 75:]  # through the lung on the right
+    mask = body_mask(Volume(np.ascontiguousarray(volume.hu[cut]), volume.affine))
+    assert overlap(mask, body[cut]) > 0.99
+    volume, body = patient(table_mm=64)
+    foam = np.s_[:, 20:134, 70:130]  # below the body there is more foam than air
+    mask = body_mask(Volume(np.ascontiguousarray(volume.hu[foam]), volume.affine))
+    assert overlap(mask, body[foam]) > 0.99
+
+
+def test_float_volumes_have_the_same_mask():
+    volume, _ = patient(shape=(10, 100, 140))
+    as_float = Volume(volume.hu.astype(np.float32), volume.affine)
+    np.testing.assert_array_equal(body_mask(as_float), body_mask(volume))
+
+
+@pytest.mark.parametrize("spacing", [(0.5, 0.45, 0.45), (10.0, 6.0, 5.0)])
+def test_the_mask_works_at_any_resolution(spacing):
+    shape = tuple(int(mm / step) for mm, step in zip((20, 110, 130), spacing, strict=True))
+    (_, y, x), affine = grid(shape, spacing)
+    truth = np.broadcast_to((y / 42) ** 2 + (x / 50) ** 2 < 1, shape)
+    mask = body_mask(Volume(np.where(truth, 30, -1000).astype(np.int16), affine))
+    assert overlap(mask, truth) > 0.97
+
+
+@pytest.mark.parametrize("centre_mm", [(0, 0), (-12, 21)])
+@pytest.mark.parametrize("lungs_above_mm", [-30, 10])
+def test_the_frame_starts_at_the_base_of_the_lungs_in_the_middle_of_the_body(
+    centre_mm, lungs_above_mm
+):
+    volume, _ = patient(centre_mm=centre_mm, lungs_above_mm=lungs_above_mm)
+    origin = frame_origin(volume, body_mask(volume))
+    (z, y, x), _ = grid(volume.shape)
+    assert origin.rule == "lung base"
+    assert origin.index[0] == np.flatnonzero(z.ravel() > lungs_above_mm)[0]
+    assert y.ravel()[origin.index[1]] == pytest.approx(centre_mm[0], abs=1.6)
+    assert x.ravel()[origin.index[2]] == pytest.approx(centre_mm[1], abs=1.6)
+
+
+@pytest.mark.parametrize(
+    ("lungs_above_mm", "why"),
+    [(-500, "the lungs do not end in the volume"), (70, "too little lung"), (500, "no lung")],
+)
+def test_without_a_base_of_lungs_the_frame_starts_in_the_middle_slice(lungs_above_mm, why):
+    volume, _ = patient(lungs_above_mm=lungs_above_mm)
+    origin = frame_origin(volume, body_mask(volume))
+    assert (origin.rule, origin.index[0]) == ("middle of the body", 20), why
+
+
+def test_a_few_odd_slices_do_not_move_the_frame():
+    volume, _ = patient()
+    mask = body_mask(volume)
+    expected = frame_origin(volume, mask)
+    mask[:8, :, :30] = True
+    assert frame_origin(volume, mask) == expected
+
+
+def test_a_volume_of_air_has_no_body_and_no_frame():
+    (_, affine) = grid((5, 20, 20))
+    air = Volume(np.full((5, 20, 20), -1000, np.int16), affine)
+    mask = body_mask(air)
+    assert not mask.any()
+    with pytest.raises(IngestError, match=r"above -300 HU \(maximum -1000\)"):
+        frame_origin(air, mask)

@@ -1,0 +1,483 @@
+"""Ingest: exact voxels and geometry, one bad series at a time, no names, and any crash."""
+
+from __future__ import annotations
+
+import csv
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pydicom
+import pytest
+import SimpleITK as sitk
+import zarr
+from make_cohort import body_hu, write_dicom
+from pydicom.dataset import Dataset
+from pydicom.uid import generate_uid
+
+from storage.errors import IngestError, StoreError
+from storage.ingest import ingest
+from storage.ingest_report import IngestReport
+from storage.store import Store
+
+SHAPE = (14, 48, 56)
+
+
+def write_nifti(path: Path, hu: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    affine = np.diag([-1.25, -1.5, 3.0, 1.0])
+    affine[:3, 3] = [35.0, 36.5, -20.0]
+    nib.save(nib.Nifti1Image(hu.T, affine), path)
+
+
+def write_manifest(path: Path, *lines: tuple[str, ...]) -> Path:
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(
+            [("path", "domain", "phase", "patient")[: len(lines[0])], *lines]
+        )
+    return path
+
+
+@pytest.fixture
+def cohort(tmp_path: Path) -> Path:
+    """A manifest of two DICOM series of domain 1 and two NIfTI files of domain 2."""
+    for number in (1, 2):
+        hu = body_hu(SHAPE, number)
+        write_dicom(tmp_path / "in" / f"ct{number}", hu, patient=f"P{number}")
+        write_nifti(tmp_path / "in" / "late" / f"{number}.nii.gz", body_hu(SHAPE, 10 + number))
+    return write_manifest(
+        tmp_path / "in" / "manifest.csv",
+        ("ct1", "1", "non-contrast"),
+        ("ct2", "1", "non-contrast"),
+        ("late", "2", "portal venous"),
+    )
+
+
+def run(manifest: Path, store: Path, **options: Any) -> IngestReport:
+    options = {"key_path": store.parent / "key"} | options
+    return ingest(None, store, manifest=manifest, **options)
+
+
+def verdicts(report: IngestReport) -> dict[str, int]:
+    kinds = ("ingested", "skipped", "refused")
+    return {kind: report.count(kind) for kind in kinds if report.count(kind)}  # type: ignore[arg-type]
+
+
+def digests(store: Path) -> dict[str, str]:
+    return {row.volume_id: row.digest for row in Store.open(store).rows}
+
+
+class TestContents:
+    def test_a_dicom_series_enters_as_simpleitk_reads_it(self, tmp_path: Path) -> None:
+        write_dicom(tmp_path / "in", body_hu(SHAPE, 1))
+        ingest(tmp_path / "in", tmp_path / "s", domain=1, phase="arterial", key_path=tmp_path / "k")
+        store = Store.open(tmp_path / "s")
+        volume = store.read(store.rows[0].volume_id)
+        reader = sitk.ImageSeriesReader()
+        reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(tmp_path / "in")))
+        image = reader.Execute()
+        np.testing.assert_array_equal(volume.hu, sitk.GetArrayFromImage(image))
+        for index in ((0, 0, 0), (3, 5, 7), (13, 47, 55)):
+            expected = image.TransformIndexToPhysicalPoint(index[::-1])
+            np.testing.assert_allclose((volume.affine @ (*index, 1))[:3], expected, atol=1e-6)
+        row = store.rows[0]
+        assert (row.domain, row.phase) == (1, "arterial")
+        assert json.loads(row.provenance)["source"]["acquisition"] == {"KVP": 120.0}
+
+    def test_a_nifti_file_enters_as_simpleitk_reads_it(self, tmp_path: Path) -> None:
+        write_nifti(tmp_path / "in" / "a.nii.gz", body_hu(SHAPE, 1))
+        path = tmp_path / "in" / "a.nii.gz"
+        ingest(path, tmp_path / "s", domain=2, key_path=tmp_path / "k")
+        store = Store.open(tmp_path / "s")
+        volume = store.read(store.rows[0].volume_id)
+        image = sitk.ReadImage(str(path))
+        np.testing.assert_array_equal(volume.hu, sitk.GetArrayFromImage(image))
+        for index in ((0, 0, 0), (13, 47, 55)):
+            expected = image.TransformIndexToPhysicalPoint(index[::-1])
+            np.testing.assert_allclose((volume.affine @ (*index, 1))[:3], expected, atol=1e-4)
+        assert (store.rows[0].domain, store.rows[0].phase) == (2, "unspecified")
+
+    def test_a_cohort_gets_one_grid(self, cohort: Path, tmp_path: Path) -> None:
+        run(cohort, tmp_path / "s", spacing_mm=(4.0, 2.0, 2.0))
+        store = Store.open(tmp_path / "s")
+        assert len(store.rows) == 4
+        for row in store.rows:
+            np.testing.assert_allclose(row.spacing_mm, (4.0, 2.0, 2.0))
+            assert "resampled" in json.loads(row.provenance)["steps"]
+        assert store.verify() == []
+        with pytest.raises(StoreError, match="choose a new path"):
+            run(cohort, tmp_path / "s", spacing_mm=(3.0, 2.0, 2.0))
+
+    def test_patients_are_told_apart_by_header_manifest_or_file(
+        self, cohort: Path, tmp_path: Path
+    ) -> None:
+        write_dicom(cohort.parent / "ct3", body_hu(SHAPE, 3), patient="P1")
+        manifest = write_manifest(
+            cohort.parent / "named.csv",
+            ("ct1", "1", "a", ""),
+            ("ct3", "2", "a", ""),
+            ("ct2", "1", "a", "P9"),
+            ("late/1.nii.gz", "2", "a", "P9"),
+            ("late/2.nii.gz", "2", "a", ""),
+        )
+        report = run(manifest, tmp_path / "s")
+        store = Store.open(tmp_path / "s")
+        ct1, ct3, ct2, late1, late2 = (store.row(s.series).patient for s in report.series)
+        assert ct1 == ct3
+        assert ct2 == late1
+        assert len({ct1, ct2, late2}) == 3
+
+    def test_progress_is_told_after_every_series(self, cohort: Path, tmp_path: Path) -> None:
+        told: list[tuple[int, int, str]] = []
+        run(
+            cohort,
+            tmp_path / "s",
+            progress=lambda done, total, one: told.append((done, total, one.verdict)),
+        )
+        assert told == [(n, 4, "ingested") for n in range(1, 5)]
+
+
+class TestAgain:
+    def test_a_second_ingest_skips_everything(self, cohort: Path, tmp_path: Path) -> None:
+        assert verdicts(run(cohort, tmp_path / "s")) == {"ingested": 4}
+        before = (tmp_path / "s" / "catalogue.parquet").read_bytes()
+        assert verdicts(run(cohort, tmp_path / "s")) == {"skipped": 4}
+        assert (tmp_path / "s" / "catalogue.parquet").read_bytes() == before
+
+    def test_moved_and_renamed_dicom_files_are_the_same_series(
+        self, cohort: Path, tmp_path: Path
+    ) -> None:
+        root = cohort.parent / "ct1"
+        options = {"domain": 1, "phase": "a", "key_path": tmp_path / "key"}
+        ingest(root, tmp_path / "s", **options)
+        root = root.rename(root.with_name("elsewhere"))
+        for path in list(root.iterdir()):
+            path.rename(root / f"{100 - int(path.stem[-3:])}.dcm")
+        assert verdicts(ingest(root, tmp_path / "s", **options)) == {"skipped": 1}
+
+    def test_what_changed_is_done_again_in_place_of_the_old(
+        self, cohort: Path, tmp_path: Path
+    ) -> None:
+        first = run(cohort, tmp_path / "s")
+        write_nifti(cohort.parent / "late" / "2.nii.gz", body_hu(SHAPE, 99))
+        second = run(cohort, tmp_path / "s")
+        assert [one.verdict for one in second.series] == ["skipped"] * 3 + ["ingested"]
+        assert [one.series for one in second.series] == [one.series for one in first.series]
+        store = Store.open(tmp_path / "s")
+        np.testing.assert_array_equal(
+            np.sort(store.read(second.series[3].series).hu, axis=None),
+            np.sort(body_hu(SHAPE, 99), axis=None),
+        )
+        folders = [e for e in (tmp_path / "s" / "volumes").iterdir() if e.is_dir()]
+        assert len(folders) == len(store.rows) == 4
+
+    def test_another_label_is_a_change(self, cohort: Path, tmp_path: Path) -> None:
+        run(cohort, tmp_path / "s")
+        relabelled = cohort.read_text().replace("portal venous", "arterial")
+        cohort.write_text(relabelled)
+        assert verdicts(run(cohort, tmp_path / "s")) == {"skipped": 2, "ingested": 2}
+        phases = Store.open(tmp_path / "s").rows.column("phase").tolist()
+        assert sorted(phases) == ["arterial"] * 2 + ["non-contrast"] * 2
+
+    def test_another_patient_in_the_manifest_is_a_change_and_so_is_none(
+        self, cohort: Path, tmp_path: Path
+    ) -> None:
+        patients = []
+        for patient in ("", "P7", ""):
+            manifest = write_manifest(cohort.parent / "m.csv", ("ct1", "1", "a", patient))
+            report = run(manifest, tmp_path / "s")
+            assert verdicts(report) == {"ingested": 1}
+            patients.append(Store.open(tmp_path / "s").rows[0].patient)
+        assert patients[0] == patients[2] != patients[1]
+
+    def test_another_key_is_refused(self, cohort: Path, tmp_path: Path) -> None:
+        run(cohort, tmp_path / "s")
+        with pytest.raises(StoreError, match="not the one"):
+            run(cohort, tmp_path / "s", key_path=tmp_path / "other")
+
+
+class TestRefusals:
+    def test_one_bad_series_stops_nobody_and_leaves_nothing(
+        self, cohort: Path, tmp_path: Path
+    ) -> None:
+        bad = cohort.parent / "ct1"
+        (bad / "slice_005.dcm").unlink()
+        (cohort.parent / "late" / "1.nii.gz").write_bytes(b"\x1f\x8bnot much")
+        report = run(cohort, tmp_path / "s")
+        assert verdicts(report) == {"ingested": 2, "refused": 2}
+        refused = [one for one in report.series if one.verdict == "refused"]
+        assert "slice_004.dcm" in refused[0].reason or "slice_006.dcm" in refused[0].reason
+        assert "1.nii.gz" in refused[1].reason
+        assert str(bad) in report.table()
+        assert "4 series: 2 ingested, 0 skipped, 2 refused" in report.table()
+        names = {entry.name for entry in (tmp_path / "s" / "volumes").iterdir()}
+        assert not any(name.startswith(one.series) for name in names for one in refused)
+        assert not set(digests(tmp_path / "s")) & {one.series for one in refused}
+
+    def test_what_became_bad_does_not_stay_in_its_earlier_state(
+        self, cohort: Path, tmp_path: Path
+    ) -> None:
+        first = run(cohort, tmp_path / "s")
+        (cohort.parent / "ct1" / "slice_005.dcm").unlink()
+        report = run(cohort, tmp_path / "s")
+        assert verdicts(report) == {"skipped": 3, "refused": 1}
+        assert first.series[0].series not in digests(tmp_path / "s")
+        assert Store.open(tmp_path / "s").verify() == []
+
+    def test_the_same_series_twice_is_ingested_once(self, cohort: Path, tmp_path: Path) -> None:
+        manifest = write_manifest(
+            cohort.parent / "twice.csv", ("ct1", "1", "a"), ("ct2", "1", "a"), ("ct1", "2", "b")
+        )
+        report = run(manifest, tmp_path / "s")
+        assert [one.verdict for one in report.series] == ["ingested", "ingested", "refused"]
+        assert "as domain 1, phase a" in report.series[2].reason
+
+    def test_a_path_with_nothing_in_it_is_reported(self, cohort: Path, tmp_path: Path) -> None:
+        (cohort.parent / "empty").mkdir()
+        manifest = write_manifest(
+            cohort.parent / "m.csv", ("empty", "1", "a"), ("absent", "2", "a"), ("ct1", "1", "a")
+        )
+        report = run(manifest, tmp_path / "s")
+        assert [one.verdict for one in report.series] == ["refused", "refused", "ingested"]
+        assert "holds no DICOM" in report.series[0].reason
+        assert "absent" in report.series[1].reason
+
+    @pytest.mark.parametrize(
+        ("header", "line", "message"),
+        [
+            ("path,domain,phase", "ct1,3,a", r"line 1: domain is '3'; expected 1 or 2"),
+            ("path,domain", "ct1,1", r"line 1: column 'phase' is missing"),
+            ("path,domain,phase", ",1,a", r"line 1: path is empty"),
+            ("path,domain,phase", "ct1,1,Doe^J 1950", r"line 1: phase is 'Doe\^J 1950'"),
+            ("path,domain,phase", "", r"no lines"),
+        ],
+    )
+    def test_a_wrong_manifest_is_refused_before_anything_happens(
+        self, tmp_path: Path, header: str, line: str, message: str
+    ) -> None:
+        (tmp_path / "m.csv").write_text(f"{header}\n{line}\n")
+        with pytest.raises(IngestError, match=message):
+            run(tmp_path / "m.csv", tmp_path / "s")
+        assert not (tmp_path / "s").exists()
+
+    def test_a_parquet_manifest_says_the_same(self, cohort: Path, tmp_path: Path) -> None:
+        table = pa.table({"path": ["ct1", "late"], "domain": [1, 2], "phase": ["a", "b"]})
+        pq.write_table(table, cohort.parent / "m.parquet")
+        assert verdicts(run(cohort.parent / "m.parquet", tmp_path / "s")) == {"ingested": 3}
+
+    def test_a_folder_needs_its_domain(self, cohort: Path, tmp_path: Path) -> None:
+        with pytest.raises(IngestError, match="domain is None; expected 1 or 2"):
+            ingest(cohort.parent, tmp_path / "s", key_path=tmp_path / "key")
+
+
+class TestNames:
+    """Unique strings in all text of a series, and in its paths, are nowhere in the store."""
+
+    def plant(self, dataset: Dataset, planted: list[str]) -> None:
+        """A value in one element of every text VR, at top level, nested and private."""
+        examples = {
+            "AE": "StationAETitle",
+            "AS": "PatientAge",
+            "CS": "BodyPartExamined",
+            "DA": "StudyDate",
+            "DT": "AcquisitionDateTime",
+            "LO": "InstitutionName",
+            "LT": "AdditionalPatientHistory",
+            "PN": "PatientName",
+            "SH": "AccessionNumber",
+            "ST": "InstitutionAddress",
+            "TM": "StudyTime",
+            "UC": "StrainDescription",
+            "UR": "RetrieveURL",
+            "UT": "LabelText",
+            "UI": "IrradiationEventUID",
+        }
+        fixed = {"AS": "077Y", "DA": "19470523", "TM": "031415.926", "DT": "19470523031415"}
+        for number, (vr, keyword) in enumerate(examples.items()):
+            value = fixed.get(vr, f"PLANT{len(planted)}{vr}{number}")
+            if vr == "UI":
+                value = f"1.2.826.0.1.3680043.9.{4711 + len(planted)}"
+            setattr(dataset, keyword, value)
+            planted.append(value)
+        for keyword in ("PatientID", "DeviceSerialNumber", "StudyDescription", "Manufacturer"):
+            setattr(dataset, keyword, f"PLANT{len(planted)}{keyword}"[:60])
+            planted.append(getattr(dataset, keyword))
+
+    def write(self, folder: Path, planted: list[str]) -> None:
+        write_dicom(folder, body_hu(SHAPE, 4))
+        for index, path in enumerate(sorted(folder.iterdir())):
+            dataset = pydicom.dcmread(path)
+            outer, inner = Dataset(), Dataset()
+            marks: list[str] = []
+            self.plant(inner, marks)
+            outer.RequestAttributesSequence = [inner]
+            self.plant(outer, marks)
+            dataset.ReferencedStudySequence = [outer]
+            self.plant(dataset, marks)
+            block = dataset.private_block(0x0099, "PLANTcreator", create=True)
+            block.add_new(1, "LO", "PLANTprivate")
+            block.add_new(2, "UN", b"PLANTunknown")
+            dataset.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL", "PLANTTYPE"]
+            dataset.save_as(path)
+            if index == 0:
+                planted += [*marks, "PLANTcreator", "PLANTprivate", "PLANTunknown", "PLANTTYPE"]
+                planted += [str(dataset.SeriesInstanceUID), str(dataset.StudyInstanceUID)]
+            planted.append(str(dataset.SOPInstanceUID))
+            path.rename(folder / f"PLANTFILE{index}.dcm")
+
+    def everything(self, store: Path) -> str:
+        """All text of the store: every file's bytes, and what they decompress to."""
+        parts = []
+        for path in store.rglob("*"):
+            parts.append(str(path.relative_to(store)))
+            if path.is_file():
+                parts.append(path.read_bytes().decode("latin-1"))
+            if path.suffix == ".parquet":
+                parts.append(repr(pq.read_table(path).to_pydict()))
+                parts.append(repr(pq.read_metadata(path).metadata))
+        root = zarr.open_group(store, mode="r")
+        for name, array in root["volumes"].arrays():  # type: ignore[union-attr]
+            parts.append(repr((name, dict(array.attrs))))
+            parts.append(array[...].tobytes().decode("latin-1"))
+        return "\n".join(parts)
+
+    def test_nothing_that_names_a_person_enters_the_store(self, tmp_path: Path) -> None:
+        planted = ["PLANTROOT", "PLANTFOLDER", "PLANTFILE", "PLANTNIFTI", "PLANTMANIFEST"]
+        root = tmp_path / "PLANTROOT"
+        self.write(root / "PLANTFOLDER1", planted)
+        for number, broken in enumerate(("gap", "slope", "type", "pixels", "garbage"), start=2):
+            folder = root / f"PLANTFOLDER{number}"
+            self.write(folder, planted)
+            self.break_series(folder, broken, planted)
+        write_nifti(root / "PLANTNIFTI.nii.gz", body_hu(SHAPE, 5))
+        (root / "PLANTNIFTI2.nii.gz").write_bytes(b"PLANTbytes")
+        manifest = write_manifest(
+            root / "manifest.csv",
+            *((f"PLANTFOLDER{n}", "1", "arterial", f"PLANTMANIFEST{n}") for n in range(1, 7)),
+            ("PLANTNIFTI.nii.gz", "2", "arterial", "PLANTMANIFEST9"),
+            ("PLANTNIFTI2.nii.gz", "2", "arterial", ""),
+        )
+        report = run(manifest, tmp_path / "s")
+        assert report.count("ingested") == 2
+        assert report.count("refused") >= 6
+        text = self.everything(tmp_path / "s")
+        assert [value for value in planted if value in text] == []
+        assert "PLANT" not in text
+        reasons = pq.read_table(tmp_path / "s" / "ingest-report.parquet")["reason"].to_pylist()
+        assert any("ImagePositionPatient" in reason and "file " in reason for reason in reasons)
+
+    def break_series(self, folder: Path, how: str, planted: list[str]) -> None:
+        path = folder / "PLANTFILE5.dcm"
+        dataset = pydicom.dcmread(path)
+        if how == "gap":
+            path.unlink()
+        elif how == "slope":
+            dataset.RescaleType = "PLANTRESCALE"
+            dataset.save_as(path)
+        elif how == "type":
+            uid = generate_uid()
+            dataset.FrameOfReferenceUID = uid
+            planted.append(uid)
+            dataset.save_as(path)
+        elif how == "pixels":
+            path.write_bytes(path.read_bytes()[:-100])
+        else:
+            path.write_bytes(path.read_bytes()[:700])
+
+
+class TestCrashes:
+    def test_a_killed_ingest_leaves_whole_volumes_and_a_rerun_completes_it(
+        self, tmp_path: Path
+    ) -> None:
+        lines = []
+        for number in range(8):
+            name = f"{number}.nii.gz"
+            write_nifti(tmp_path / "in" / name, body_hu((20, 64, 64), number))
+            lines.append((name, str(1 + number % 2), "a"))
+        manifest = write_manifest(tmp_path / "in" / "m.csv", *lines)
+        started = time.monotonic()
+        run(manifest, tmp_path / "undisturbed")
+        whole_s = time.monotonic() - started
+        expected = digests(tmp_path / "undisturbed")
+        rng = np.random.default_rng(11)
+        for number in range(6):
+            store = tmp_path / f"killed{number}" / "s"
+            store.parent.mkdir()
+            shutil.copy(tmp_path / "key", store.parent / "key")
+            # Two of three commit after each volume, so that the catalogue is hit as well.
+            command = _CHILD.format(every=0 if number % 3 else 10)
+            with subprocess.Popen(
+                [sys.executable, "-c", command, str(manifest), str(store)],
+                stdout=subprocess.PIPE,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+            ) as process:
+                assert process.stdout is not None
+                assert process.stdout.readline() == b"ready\n"
+                time.sleep(rng.uniform(0.2, 2.2) * whole_s)
+                process.send_signal(signal.SIGKILL)
+            if (store / "zarr.json").exists():
+                opened = Store.open(store)
+                assert opened.verify() == []
+                assert digests(store).items() <= expected.items()
+            run(manifest, store)
+            assert digests(store) == expected
+            arrays = [entry for entry in (store / "volumes").iterdir() if entry.is_dir()]
+            assert len(arrays) == len(expected)
+
+    def test_ctrl_c_keeps_what_was_done(self, cohort: Path, tmp_path: Path) -> None:
+        def interrupt(done: int, total: int, one: object) -> None:
+            if done == 2:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            run(cohort, tmp_path / "s", progress=interrupt)
+        assert len(digests(tmp_path / "s")) == 2
+        assert verdicts(run(cohort, tmp_path / "s")) == {"skipped": 2, "ingested": 2}
+
+    def test_of_two_ingests_at_once_the_second_is_refused(
+        self, cohort: Path, tmp_path: Path
+    ) -> None:
+        context = multiprocessing.get_context("spawn")
+        queue = context.Queue()
+        refusals = []
+
+        def start_second(done: int, total: int, one: object) -> None:
+            if done == 1:
+                process = context.Process(target=_second, args=(cohort, tmp_path / "s", queue))
+                process.start()
+                refusals.append(queue.get(timeout=60))
+                process.join()
+
+        assert verdicts(run(cohort, tmp_path / "s", progress=start_second)) == {"ingested": 4}
+        assert "is writing to this store; run again when it has ended" in refusals[0]
+        assert len(digests(tmp_path / "s")) == 4
+
+
+_CHILD = """
+import sys
+from pathlib import Path
+import storage.ingest as module
+module._COMMIT_EVERY_S = {every}
+manifest, store = map(Path, sys.argv[1:])
+print("ready", flush=True)
+module.ingest(None, store, manifest=manifest, key_path=store.parent / "key")
+"""
+
+
+def _second(manifest: Path, store: Path, queue: multiprocessing.Queue[str]) -> None:
+    try:
+        run(manifest, store)
+        queue.put("ingested")
+    except StoreError as error:
+        queue.put(str(error))

@@ -1,0 +1,145 @@
+"""Finding series under a folder: by content, grouped, with a reason for what is refused."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from pydicom import dcmread, dcmwrite
+from pydicom.data import get_testdata_file, get_testdata_files
+from pydicom.dataset import Dataset
+from pydicom.uid import generate_uid
+
+from storage.dicom_write import write_series
+from storage.errors import GeometryError, IngestError
+from storage.nifti import write_nifti
+from storage.series import Source, find_sources, read_source
+from storage.volume import Volume
+
+
+def a_volume(seed):
+    hu = np.random.default_rng(seed).integers(-1000, 1000, (3, 8, 9)).astype(np.int16)
+    return Volume(hu, np.diag([1.0, 2.0, 3.0, 1.0])[[2, 1, 0, 3]])
+
+
+def a_series(folder, seed):
+    header = Dataset()
+    header.SeriesInstanceUID = generate_uid()
+    return header.SeriesInstanceUID, write_series(a_volume(seed), folder, header)
+
+
+def test_series_are_told_apart_by_uid_wherever_their_files_lie_and_whatever_their_names(tmp_path):
+    uid_1, files_1 = a_series(tmp_path / "1", seed=1)
+    uid_2, files_2 = a_series(tmp_path / "2", seed=2)
+    (tmp_path / "mixed" / "deep").mkdir(parents=True)
+    moved_1 = [f.rename(tmp_path / "mixed" / "deep" / f"IM{n}") for n, f in enumerate(files_1)]
+    moved_2 = [f.rename(tmp_path / "mixed" / f"{n}.jpg") for n, f in enumerate(files_2)]
+    write_nifti(a_volume(3), tmp_path / "mixed" / "scan.nii.gz")
+    (tmp_path / "mixed" / "notes.dcm").write_text("no DICOM at all " * 50)
+    (tmp_path / "mixed" / "empty.dcm").touch()
+
+    sources, refusals = find_sources(tmp_path)
+    assert refusals == []
+    nifti = tmp_path / "mixed" / "scan.nii.gz"
+    assert {source.key: source for source in sources} == {
+        uid_1: Source("dicom", uid_1, tuple(moved_1)),
+        uid_2: Source("dicom", uid_2, tuple(moved_2)),
+        str(nifti): Source("nifti", str(nifti), (nifti,)),
+    }
+    seeds = {uid_1: 1, uid_2: 2, str(nifti): 3}
+    for source in sources:
+        volume, headers = read_source(source)
+        np.testing.assert_array_equal(volume.hu, a_volume(seeds[source.key]).hu)
+        assert len(headers) == (3 if source.kind == "dicom" else 0)
+
+
+def test_a_single_file_is_a_root_as_well(tmp_path):
+    write_nifti(a_volume(0), tmp_path / "scan.nii")
+    ((source,), refusals) = find_sources(tmp_path / "scan.nii")
+    assert (source.kind, refusals) == ("nifti", [])
+    np.testing.assert_array_equal(read_source(source)[0].hu, a_volume(0).hu)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("DICOMDIR", "Media Storage Directory Storage"),
+        ("rtplan.dcm", "RT Plan Storage"),
+        ("MR_small.dcm", "MR Image Storage"),
+        ("reportsi.dcm", "Basic Text SR"),
+    ],
+)
+def test_dicom_that_is_no_ct_image_is_refused_with_what_it_is(tmp_path, name, what):
+    shutil.copyfile(get_testdata_file(name, download=False), tmp_path / "file")
+    sources, (refusal,) = find_sources(tmp_path)
+    assert sources == []
+    assert refusal.path == tmp_path / "file"
+    assert what in refusal.reason
+    assert "expected CT Image Storage" in refusal.reason
+
+
+def test_unfinished_and_hidden_files_are_passed_over(tmp_path):
+    a_series(tmp_path / ".series.abc.partial", seed=0)
+    _, files = a_series(tmp_path / "series", seed=1)
+    files[0].rename(tmp_path / "series" / "._CT_0001.dcm")
+    ((source,), refusals) = find_sources(tmp_path)
+    assert source.files == tuple(files[1:])
+    assert refusals == []
+
+
+@pytest.mark.parametrize("implicit", [True, False])
+def test_a_bare_data_set_without_preamble_is_recognised(tmp_path, implicit):
+    uid, files = a_series(tmp_path / "series", seed=1)
+    for file in files:
+        dataset = dcmread(file)
+        del dataset.file_meta, dataset.SpecificCharacterSet
+        dataset.preamble = None
+        dcmwrite(file, dataset, implicit_vr=implicit, little_endian=True)
+        assert b"DICM" not in file.read_bytes()
+    ((source,), _) = find_sources(tmp_path)
+    assert (source.key, source.files) == (uid, tuple(files))
+    np.testing.assert_array_equal(read_source(source)[0].hu, a_volume(1).hu)
+
+
+def test_nothing_at_the_path_is_an_error(tmp_path):
+    with pytest.raises(IngestError, match="no such file or folder"):
+        find_sources(tmp_path / "nowhere")
+    assert find_sources(tmp_path) == ([], [])
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # pydicom on its own broken files
+def test_none_of_pydicoms_test_files_raises_anything_but_a_refusal():
+    files = [Path(path) for path in get_testdata_files("**/*")]
+    files = [path for path in files if path.is_file() and "test_files" in path.parts]
+    assert len(files) > 50
+    sources, refusals = find_sources(Path(get_testdata_file("CT_small.dcm")).parent)
+    assert all(refusal.reason for refusal in refusals)
+    alone = [Source("dicom", "x", (file,)) for file in files]
+    twice = [Source("dicom", "x", (file, file)) for file in files]
+    for source in (*sources, *alone, *twice):
+        reason = refusal_of(source)
+        assert reason is None or source.files[0].name in reason or len(source.files) > 2
+        assert reason or source in sources
+
+
+def refusal_of(source):
+    try:
+        read_source(source)
+    except (GeometryError, IngestError) as refusal:
+        return str(refusal)
+    return None
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_real_series_among_pydicoms_test_files_is_read_as_simpleitk_reads_it():
+    sources, _ = find_sources(Path(get_testdata_file("CT_small.dcm")).parent)
+    (source,) = (source for source in sources if refusal_of(source) is None)
+    volume, _ = read_source(source)
+    reader = sitk.ImageSeriesReader()
+    folder = str(source.files[0].parent)
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(folder, source.key))
+    image = reader.Execute()
+    np.testing.assert_array_equal(volume.hu, sitk.GetArrayFromImage(image))
+    np.testing.assert_allclose(volume.affine[:3, 3], image.GetOrigin(), atol=1e-6)
+    np.testing.assert_allclose(volume.spacing_mm[::-1], image.GetSpacing(), atol=1e-6)
