@@ -15,7 +15,11 @@ __all__ = ["follow"]
 
 
 def follow(
-    folder: RunFolder, steps: int, running: Callable[[], bool], console: Console, poll_s: float = 0.5
+    folder: RunFolder,
+    steps: int,
+    running: Callable[[], bool],
+    console: Console,
+    poll_s: float = 0.5,
 ) -> None:
     """Show the run's metrics as they are written, until `running()` is false."""
     columns = (

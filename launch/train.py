@@ -18,9 +18,9 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 from rich.console import Console
 
+from launch import checkpoint
 from launch.progress import follow
 from launch.run_folder import RunFolder
-from launch.worker import train_worker
 from pmg.config import Config, ConfigError, load_config
 from storage.store import Store
 
@@ -47,8 +47,12 @@ def train(config: Config, run: Path, *, console: Console | None = None) -> RunFo
     folder.root.mkdir(parents=True, exist_ok=True)
     folder.stop_request.unlink(missing_ok=True)
     folder.config.write_text(config.to_yaml())
+    resumed = checkpoint.newest(folder.checkpoints)
+    if resumed is not None:
+        console.print(f"resuming from {resumed}", soft_wrap=True)
     with _cluster(config):
         trainer = _trainer(config, folder)
+        console.print(f"run: {folder.root} (starting {config.launch.workers} workers)")
         fit = _InThread(trainer.fit)
         with _stop_on_interrupt(folder, console):
             follow(folder, config.train.steps, fit.is_alive, console)
@@ -86,7 +90,7 @@ def _cluster(config: Config) -> Iterator[None]:
     ray.init(
         address=address,
         log_to_driver=False,
-        logging_level="warning",
+        logging_level="error",
         **local,
     )
     try:
@@ -112,7 +116,7 @@ def _trainer(config: Config, folder: RunFolder) -> TorchTrainer:
     if launch.gpus_per_worker:
         resources["GPU"] = launch.gpus_per_worker
     return TorchTrainer(
-        train_worker,
+        _work,
         train_loop_config={"config": config.model_dump(mode="json"), "run": str(folder.root)},
         torch_config=TorchConfig(backend="nccl" if launch.gpus_per_worker else "gloo"),
         scaling_config=ray.train.ScalingConfig(
@@ -127,6 +131,12 @@ def _trainer(config: Config, folder: RunFolder) -> TorchTrainer:
             worker_runtime_env={"env_vars": _worker_environment(config)},
         ),
     )
+
+
+def _work(arguments: dict[str, Any]) -> None:
+    from launch.worker import train_worker  # noqa: PLC0415  DeepSpeed is for the workers alone
+
+    train_worker(arguments)
 
 
 def _worker_environment(config: Config) -> dict[str, str]:

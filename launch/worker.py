@@ -13,7 +13,6 @@ import ray.train
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from launch import checkpoint
 from launch.engine import DeepSpeedEngine

@@ -1,4 +1,4 @@
-"""The typed tree of every setting: defaults, ranges, and errors that name the nearest right name."""
+"""The typed tree of every setting: defaults, ranges, errors that name the nearest right name."""
 
 from __future__ import annotations
 
@@ -81,7 +81,9 @@ class ModelConfig(_Section):
     """Both VAEs: encoders E1, E2 and generators G1, G2."""
 
     width: Count = Field(64, description="channels at full resolution")
-    downsamplings: Annotated[int, Field(ge=1, le=5)] = Field(2, description="halvings to the latent")
+    downsamplings: Annotated[int, Field(ge=1, le=5)] = Field(
+        2, description="halvings to the latent"
+    )
     blocks: NonNegative = Field(4, description="residual blocks in each encoder and generator")
     shared_blocks: NonNegative = Field(
         1, description="last blocks of E1/E2 and first of G1/G2 that both domains share"
@@ -145,8 +147,14 @@ class LossConfig(_Section):
     lambda_reconstruction: Weight = Field(10.0, description="lambda2")
     lambda_cycle_kl: Weight = Field(0.01, description="lambda3")
     lambda_cycle: Weight = Field(10.0, description="lambda4")
+    lambda_change: Weight = Field(
+        0.0,
+        description="weight of the HU that translation changes: contrast agent alters few tissues; "
+        "0 in the paper",
+    )
     cycle_kl_weight: Literal["lambda3", "lambda4"] = Field(
-        "lambda3", description="weight of the translated patch's KL; lambda4 is the printed misprint"
+        "lambda3",
+        description="weight of the translated patch's KL; lambda4 is the printed misprint",
     )
     kl_warmup_steps: NonNegative = Field(0, description="steps over which the KL weights rise")
     free_bits: Weight = Field(0.0, description="nats per latent channel that cost nothing")
@@ -197,14 +205,18 @@ class LaunchConfig(_Section):
     gpus_per_worker: Weight = Field(0.0, description="0 trains on CPUs with gloo")
     zero_stage: Literal[0, 1, 2, 3] = 1
     max_failures: NonNegative = Field(2, description="restarts of the worker group")
-    address: str | None = Field(None, description="of a Ray cluster, such as auto; none: a local one")
+    address: str | None = Field(
+        None, description="of a Ray cluster, such as auto; none: a local one"
+    )
 
 
 class TranslateConfig(_Section):
     """Tiles of whole-volume translation."""
 
     tile: tuple[Count, ...] = Field((128, 128), min_length=2, max_length=3)
-    overlap: Fraction = Field(0.25, description="share of a tile that is blended with its neighbour")
+    overlap: Fraction = Field(
+        0.25, description="share of a tile that is blended with its neighbour"
+    )
     batch: Count = 8
 
 
@@ -224,7 +236,10 @@ class Config(_Section):
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
         stride = 2**self.model.downsamplings
-        for name, extent in (("data.patch", self.data.patch), ("translate.tile", self.translate.tile)):
+        for name, extent in (
+            ("data.patch", self.data.patch),
+            ("translate.tile", self.translate.tile),
+        ):
             if any(n % stride for n in extent):
                 raise ValueError(
                     f"{name} {list(extent)} must be multiples of {stride} "
@@ -246,7 +261,9 @@ class Config(_Section):
 def preset_names() -> list[str]:
     """Names of the presets that come with pmg, each a YAML file to read."""
     folder = resources.files("pmg") / "presets"
-    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+    return sorted(
+        f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")
+    )
 
 
 def load_config(
@@ -282,14 +299,18 @@ def _read_tree(source: Path | str | None) -> dict[str, Any]:
     else:
         path = Path(source)
         if not path.is_file():
-            raise ConfigError(f"config {path}: no such file, nor a preset ({', '.join(preset_names())})")
+            raise ConfigError(
+                f"config {path}: no such file, nor a preset ({', '.join(preset_names())})"
+            )
         text = path.read_text()
     try:
         tree = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
         raise ConfigError(f"config {source}: not YAML: {error}") from None
     if not isinstance(tree, dict):
-        raise ConfigError(f"config {source}: expected sections of settings, got {type(tree).__name__}")
+        raise ConfigError(
+            f"config {source}: expected sections of settings, got {type(tree).__name__}"
+        )
     return {k: dict(v) if isinstance(v, dict) else v for k, v in tree.items()}
 
 

@@ -26,7 +26,7 @@ class Engine(Protocol):
         """Back-propagate the loss and take one optimiser step at this learning rate."""
 
     def assign(self, values: Mapping[str, Tensor]) -> None:
-        """Set parameters by name, the same on all ranks, in the module and the optimiser's copies."""
+        """Set parameters by name, alike on all ranks, in the module and the optimiser's copies."""
 
     def gather(self, values: Tensor) -> Tensor:
         """The values of all ranks, concatenated along the first axis."""
@@ -46,7 +46,7 @@ class TorchEngine:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         self.optimizer.step()
 
     @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +24,17 @@ from storage.grid import canonical, resample_like, same_grid
 from storage.nifti import read_nifti
 from storage.volume import Volume
 
-__all__ = ["Case", "CaseResult", "Measures", "Region", "RegionResult", "find_cases", "measure"]
+__all__ = [
+    "Case",
+    "CaseError",
+    "CaseResult",
+    "Measures",
+    "Region",
+    "RegionResult",
+    "find_cases",
+    "measure",
+    "read_target",
+]
 
 # Labels as TotalSegmentator numbers them; what is not its is the phantom's.
 ORGANS: dict[str, tuple[int, ...]] = {
@@ -77,7 +88,7 @@ class Measures:
 
 @dataclass(frozen=True)
 class RegionResult:
-    """Mean HU of one region before and after: of its calcium, and of all else in it.
+    """Mean HU of one region before and after: of its calcium and of all else, None without voxels.
 
     Calcium are the voxels of at least 130 HU in the source (Agatston's threshold, which holds
     without contrast only): the same voxels after, for contrast raises the blood above it.
@@ -86,7 +97,7 @@ class RegionResult:
     region: Region
     calcium_mm3: float
     calcium_hu: tuple[float, float] | None
-    other_hu: tuple[float, float]
+    other_hu: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -101,14 +112,15 @@ class CaseResult:
 
 
 def find_cases(folder: Path) -> list[Case]:
-    """Cases below a folder: every sub-folder with `source/`, and `truth/` and `regions.csv` if known.
+    """Cases below a folder: every sub-folder with source/, and truth/ and regions.csv if known.
 
-    truth/ holds target.nii.gz, organs.nii.gz and, optionally, plaques.nii.gz with plaques.csv, all
-    on the source's grid. regions.csv has columns name,x_mm,y_mm,z_mm,radius_mm (LPS).
+    truth/ holds target.nii.gz, organs.nii.gz and, optionally, plaques.nii.gz with plaques.csv
+    (x_mm,y_mm,z_mm,diameter_mm), all on the source's grid. regions.csv has columns
+    name,x_mm,y_mm,z_mm,radius_mm. Positions are LPS.
     Raises CaseError when there is none.
     """
     cases = []
-    for place in sorted(p for p in folder.iterdir() if (p / "source").exists()):
+    for place in sorted(source.parent for source in folder.glob("*/source")):
         truth = place / "truth"
         regions = place / "regions.csv"
         cases.append(
@@ -147,9 +159,7 @@ def read_target(case: Case, source: Volume) -> Volume | None:
 
 
 def _against(truth: Truth, hu: HU) -> Measures:
-    return Measures(
-        body_mae(hu, truth), organ_means(hu, truth), tuple(plaque_contrasts(hu, truth))
-    )
+    return Measures(body_mae(hu, truth), organ_means(hu, truth), tuple(plaque_contrasts(hu, truth)))
 
 
 def _read_truth(folder: Path, source: Volume) -> Truth:
@@ -182,27 +192,36 @@ def _on(source: Volume, path: Path) -> Volume:
 def _read_plaques(path: Path, source: Volume) -> tuple[Plaque, ...]:
     to_index = np.linalg.inv(source.affine)
     plaques = []
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            centre = to_index @ (float(row["x_mm"]), float(row["y_mm"]), float(row["z_mm"]), 1.0)
-            z, y, x = (float(c) for c in centre[:3])
-            plaques.append(Plaque(float(row["diameter_mm"]), (z, y, x)))
+    for _, (x_mm, y_mm, z_mm, diameter_mm) in _read_rows(
+        path, ("x_mm", "y_mm", "z_mm", "diameter_mm")
+    ):
+        z, y, x = (float(c) for c in (to_index @ (x_mm, y_mm, z_mm, 1.0))[:3])
+        plaques.append(Plaque(diameter_mm, (z, y, x)))
     return tuple(plaques)
 
 
 def _read_regions(path: Path) -> tuple[Region, ...]:
-    regions = []
+    return tuple(
+        Region(row.get("name") or f"region {number}", (x_mm, y_mm, z_mm), radius_mm)
+        for number, (row, (x_mm, y_mm, z_mm, radius_mm)) in enumerate(
+            _read_rows(path, ("x_mm", "y_mm", "z_mm", "radius_mm")), start=1
+        )
+    )
+
+
+def _read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[dict[str, str], list[float]]]:
+    """Rows of a CSV file, each with the numbers that stand under the columns."""
+    if not path.is_file():
+        raise CaseError(f"table {path}: no such file")
     with path.open(newline="") as file:
         for line, row in enumerate(csv.DictReader(file), start=2):
             try:
-                centre = (float(row["x_mm"]), float(row["y_mm"]), float(row["z_mm"]))
-                regions.append(Region(row["name"], centre, float(row["radius_mm"])))
+                numbers = [float(row[column]) for column in columns]
             except (KeyError, TypeError, ValueError):
                 raise CaseError(
-                    f"regions {path}, line {line}: {dict(row)}; expected numbers under "
-                    f"name,x_mm,y_mm,z_mm,radius_mm"
+                    f"table {path}, line {line}: {row}; expected numbers under {', '.join(columns)}"
                 ) from None
-    return tuple(regions)
+            yield row, numbers
 
 
 def _measure_region(region: Region, source: Volume, translated: Volume) -> RegionResult:
@@ -215,21 +234,24 @@ def _measure_region(region: Region, source: Volume, translated: Volume) -> Regio
     calcium = inside & (source.hu >= _CALCIUM_HU)
     voxel_mm3 = abs(float(np.linalg.det(source.affine[:3, :3])))
 
-    def before_and_after(mask: NDArray[np.bool_]) -> tuple[float, float]:
+    def before_and_after(mask: NDArray[np.bool_]) -> tuple[float, float] | None:
+        if not mask.any():
+            return None
         return float(source.hu[mask].mean()), float(translated.hu[mask].mean())
 
     return RegionResult(
         region,
         float(calcium.sum()) * voxel_mm3,
-        before_and_after(calcium) if calcium.any() else None,
+        before_and_after(calcium),
         before_and_after(inside & ~calcium),
     )
 
 
 def _sphere(region: Region, volume: Volume) -> NDArray[np.bool_]:
-    index = np.indices(volume.shape).reshape(3, -1)
-    points = volume.affine[:3, :3] @ index + volume.affine[:3, 3:]
-    distance = np.linalg.norm(points - np.array(region.centre_mm)[:, None], axis=0)
-    inside: NDArray[np.bool_] = (distance <= region.radius_mm).reshape(volume.shape)
+    """Voxels whose centres lie in the region, axis by axis: a Volume's are at right angles."""
+    from_first = np.array(region.centre_mm) - volume.affine[:3, 3]
+    centre = np.linalg.solve(volume.affine[:3, :3], from_first)
+    axes = zip(volume.shape, centre, volume.spacing_mm, strict=True)
+    z, y, x = np.ix_(*(((np.arange(n) - c) * mm) ** 2 for n, c, mm in axes))
+    inside: NDArray[np.bool_] = z + y + x <= region.radius_mm**2
     return inside
-

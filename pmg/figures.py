@@ -1,4 +1,4 @@
-"""Pictures of an evaluation, drawn by matplotlib: panels of slices, loss curves, the whole report."""
+"""Pictures of an evaluation, by matplotlib: panels of slices, loss curves, the whole report."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ def draw_report(
     """Everything on one sheet, for a README: panels, curves and table."""
     heights = [2.6 * len(panels), 3.6 if history else 0.01, 0.5 + 0.26 * len(rows)]
     figure = Figure(figsize=(12.5, sum(heights)), layout="constrained")
-    top, middle, bottom = figure.subfigures(3, 1, height_ratios=heights)
+    parts: Any = figure.subfigures(3, 1, height_ratios=heights)
+    top, middle, bottom = parts
     _fill_panels(top, panels, components)
     if history:
         _fill_losses(middle, history)
@@ -78,8 +79,16 @@ def _fill_panels(figure: Any, panels: Sequence[Panel], components: int) -> None:
             axis.set_axis_off()
             if row is axes[0]:
                 axis.set_title(title, fontsize=10)
-        row[0].text(-0.03, 0.5, panel.title, transform=row[0].transAxes, rotation=90,
-                    va="center", ha="right", fontsize=8)
+        row[0].text(
+            -0.03,
+            0.5,
+            panel.title,
+            transform=row[0].transAxes,
+            rotation=90,
+            va="center",
+            ha="right",
+            fontsize=8,
+        )
         _show(row[0], view.source)
         _show(row[1], view.translation)
         if view.truth is None:
@@ -91,8 +100,13 @@ def _fill_panels(figure: Any, panels: Sequence[Panel], components: int) -> None:
             change = view.translation - view.truth
         image = row[3].imshow(change, cmap="RdBu_r", vmin=-_ERROR_HU, vmax=_ERROR_HU)
         figure.colorbar(image, ax=row[3], shrink=0.7)
-        row[4].imshow(view.tissue, cmap=mpl.colormaps["turbo"].resampled(components),
-                      vmin=-0.5, vmax=components - 0.5, interpolation="nearest")
+        row[4].imshow(
+            view.tissue,
+            cmap=mpl.colormaps["turbo"].resampled(components),
+            vmin=-0.5,
+            vmax=components - 0.5,
+            interpolation="nearest",
+        )
 
 
 def _show(axis: Axes, hu: NDArray[np.floating]) -> None:
@@ -115,8 +129,15 @@ def _fill_table(axis: Axes, rows: Sequence[Row]) -> None:
     axis.set_axis_off()
     if not rows:
         return
-    cells = [[row.name, row.unit, *(_number(v) for v in (row.identity, row.translated, row.truth)),
-              row.note] for row in rows]
+    cells = [
+        [
+            row.name,
+            row.unit,
+            *(_number(v) for v in (row.identity, row.translated, row.truth)),
+            row.note,
+        ]
+        for row in rows
+    ]
     table = axis.table(
         cells,
         colLabels=["", "unit", "no translation", "pmg", "truth", ""],

@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["ADVERSARIAL", "LIKELIHOODS", "Adversarial", "free_bits"]
+from pmg.window import Window
+
+__all__ = ["ADVERSARIAL", "LIKELIHOODS", "Adversarial", "change", "free_bits"]
 
 
 def laplace(x_hat: Tensor, x: Tensor) -> Tensor:
@@ -30,9 +32,22 @@ LIKELIHOODS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+def change(x_translated: Tensor, x: Tensor, window: Window) -> Tensor:
+    """Mean absolute change of HU by translation, in hundreds of HU (cf. Shrivastava et al. 2017).
+
+    In HU, not in intensities, whose window compresses air and bone: a slip that the other terms do
+    not see there is tens of HU.
+    """
+    return F.l1_loss(window.to_hu(x_translated), window.to_hu(x)) / 100
+
+
 def free_bits(kl: Tensor, minimum: float) -> Tensor:
-    """Mean KL, without gradient while it is below `minimum` nats per channel (Kingma et al. 2016)."""
-    return kl.mean().clamp_min(minimum)
+    """Mean KL, without gradient while it is below `minimum` nats per channel (Kingma et al. 2016).
+
+    A minimum of 0 leaves it as it is: estimates from few samples may be negative, and cutting them
+    there would bias them.
+    """
+    return kl.mean().clamp_min(minimum) if minimum > 0 else kl.mean()
 
 
 class Adversarial:
@@ -47,7 +62,7 @@ class Adversarial:
         self._real, self._fake, self._generator = real, fake, generator
 
     def discriminator(self, real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
-        """Sum over the scales (as UNIT's code) of the loss on real plus the loss on translated patches."""
+        """Sum over the scales (as UNIT's code) of the losses on real and on translated patches."""
         pairs = zip(real, fake, strict=True)
         terms = [self._real(r.float()).mean() + self._fake(f.float()).mean() for r, f in pairs]
         return torch.stack(terms).sum()

@@ -95,8 +95,8 @@ def plaque_contrasts(candidate: HU, truth: Truth) -> list[PlaqueContrast]:
     """Contrast of every plaque that fills some of a voxel.
 
     Contrast: mean HU over the plaque's voxels, weighted by its share of each, less the mean of the
-    ring one to three voxels round it in plane that holds no plaque. True and candidate contrast
-    are taken on the same voxels, so that partial volume affects both alike.
+    ring two and three voxels round it in plane, less what touches another plaque. True and
+    candidate contrast are taken on the same voxels, so that partial volume affects both alike.
     """
     share = truth.plaque_share
     if not truth.plaques or not (share > 0).any():
@@ -119,7 +119,9 @@ def plaque_contrasts(candidate: HU, truth: Truth) -> list[PlaqueContrast]:
             continue
         weight = share[box] * mine
 
-        def contrast(hu: HU, box: tuple[slice, ...] = box, weight: HU = weight, ring: Mask = ring) -> float:
+        def contrast(
+            hu: HU, box: tuple[slice, ...] = box, weight: HU = weight, ring: Mask = ring
+        ) -> float:
             return float((hu[box] * weight).sum() / weight.sum() - hu[box][ring].mean())
 
         contrasts.append(

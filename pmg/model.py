@@ -15,9 +15,9 @@ from pmg.networks import (
     Generator,
     GeneratorHead,
     Posterior,
-    Where,
 )
 from pmg.prior import MixturePrior
+from pmg.where import Where
 
 if TYPE_CHECKING:
     from pmg.config import Config

@@ -32,9 +32,7 @@ def write_translation(
         written.append(target)
     nifti = folder / "image.nii.gz"
     folder.mkdir(parents=True, exist_ok=True)
-    write_nifti(
-        translated, nifti, source_path=source.files[0] if source.kind == "nifti" else None
-    )
+    write_nifti(translated, nifti, source_path=source.files[0] if source.kind == "nifti" else None)
     return [*written, nifti]
 
 

@@ -98,12 +98,11 @@ class MixturePrior(nn.Module):
 
     def forward(self) -> Mixture:
         """The mixture in float32, whatever the networks' type."""
-        share = torch.softmax(self.logits.float(), dim=0)
-        weights = self.min_weight + (1 - self.components * self.min_weight) * share
-        log_floor = 2 * math.log(self.min_std) if self.min_std > 0 else -math.inf
-        log_scale = self.log_scale.float()
-        log_var = torch.logaddexp(log_scale, torch.full_like(log_scale, log_floor))
-        return Mixture(torch.log(weights), self.mean.float(), log_var)
+        log_share = torch.log_softmax(self.logits.float(), dim=0)
+        log_share = log_share + math.log1p(-self.components * self.min_weight)
+        log_weights = _raised(log_share, self.min_weight)
+        log_var = _raised(self.log_scale.float(), self.min_std**2)
+        return Mixture(log_weights, self.mean.float(), log_var)
 
     def raw_from(self, mixture: Mixture) -> dict[str, Tensor]:
         """Parameter values whose `forward` is the given mixture, as near as the floors allow."""
@@ -144,10 +143,10 @@ def kl_monte_carlo(mean: Tensor, log_var: Tensor, prior: Mixture, samples: int =
 
 
 def kl_vade(mean: Tensor, log_var: Tensor, prior: Mixture, samples: int = 1) -> Tensor:
-    """Bound with responsibilities gamma_k = p(k given z) at samples z ~ q (Jiang et al. 2017, VaDE).
+    """Bound with responsibilities gamma_k = p(k given z) at samples z ~ q (Jiang et al. 2017).
 
-    sum_k gamma_k (KL(q, N_k) + log gamma_k - log pi_k) / C. Never below `kl_bound`, which is the
-    minimum of this expression over gamma. Same shapes and units as `kl_bound`.
+    As in VaDE: sum_k gamma_k (KL(q, N_k) + log gamma_k - log pi_k) / C. Never below `kl_bound`,
+    which is the minimum of this expression over gamma. Same shapes and units as `kl_bound`.
     """
     mean, log_var = mean.to(prior.mean.dtype), log_var.to(prior.mean.dtype)
     kl = prior.kl_to_components(mean, log_var)
@@ -193,6 +192,12 @@ def effective_components(shares: Tensor) -> Tensor:
     """
     mean_share = shares.movedim(1, -1).flatten(0, -2).mean(dim=0)
     return torch.exp(torch.special.entr(mean_share).sum())
+
+
+def _raised(log_value: Tensor, floor: float) -> Tensor:
+    """log(value + floor), finite with its gradient where value underflows."""
+    log_floor = math.log(floor) if floor > 0 else -math.inf
+    return torch.logaddexp(log_value, torch.full_like(log_value, log_floor))
 
 
 def _over_components(log_weights: Tensor, like: Tensor) -> Tensor:

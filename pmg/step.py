@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from pmg.engine import Engine, learning_rate_factor
-from pmg.losses import ADVERSARIAL, LIKELIHOODS, free_bits
+from pmg.losses import ADVERSARIAL, LIKELIHOODS, change, free_bits
 from pmg.model import Critic, Domain, Translator, other
-from pmg.networks import Posterior, Where
+from pmg.networks import Posterior
 from pmg.prior import KL_ESTIMATORS, Mixture, effective_components, responsibilities
+from pmg.where import Where
+from pmg.window import Window, window_of
 
 if TYPE_CHECKING:
     from pmg.config import Config, LossConfig
@@ -51,7 +53,12 @@ class Forward:
 
 
 def generator_loss(
-    model: Translator, critic: Critic, pair: Pair, loss: LossConfig, kl_scale: float
+    model: Translator,
+    critic: Critic,
+    pair: Pair,
+    loss: LossConfig,
+    window: Window,
+    kl_scale: float,
 ) -> Forward:
     """The objective of E, G and the prior; D is held fixed by the caller.
 
@@ -59,6 +66,8 @@ def generator_loss(
     GAN_i = lambda0 G's side of the game against D_i on G_i(z_j)
     CC_i  = lambda3 KL(q_i(z given x_i), p) + lambda3 KL(q_j(z given x_i->j), p)
             + lambda4 E[-log p_Gi(x_i given z ~ q_j(x_i->j))]
+
+    With lambda_change also the HU that translation changes, which the paper does not have.
 
     kl_scale: 0 to 1, the KL warm-up. `translated[i]` is x_j->i, at the place of x_j.
     """
@@ -95,6 +104,8 @@ def generator_loss(
         add(f"cycle{i}.kl", kl_scale * loss.lambda_cycle_kl, kl_i)
         add(f"cycle{i}.kl_translated", kl_scale * lambda_translated, kl(q_cycle))
         add(f"cycle{i}.reconstruction", loss.lambda_cycle, likelihood(x_cycle, x[i]))
+        if loss.lambda_change:
+            add(f"change{i}", loss.lambda_change, change(x_cross[j], x[i], window))
         scores = critic.scores(i, x_cross[i], where[j])
         add(f"gan{i}.generator", loss.lambda_gan, adversarial.generator(scores))
 
@@ -127,8 +138,10 @@ def train_step(
     warmup = config.loss.kl_warmup_steps
     kl_scale = min(1.0, (step + 1) / warmup) if warmup else 1.0
 
+    window = window_of(config.data)
+
     critic.module.requires_grad_(False)
-    forward = translator.run(generator_loss, critic.module, pair, config.loss, kl_scale)
+    forward = translator.run(generator_loss, critic.module, pair, config.loss, window, kl_scale)
     translator.update(forward.loss, config.optim.lr * factor)
     critic.module.requires_grad_(True)
 

@@ -39,8 +39,9 @@ def summarise(results: Sequence[CaseResult]) -> list[Row]:
     for result in results:
         for region in result.regions:
             place = f"{result.name}: {region.region.name}"
-            before, after = region.other_hu
-            rows.append(Row(f"{place}, mean", "HU", before, after, note="without its calcium"))
+            if region.other_hu is not None:
+                before, after = region.other_hu
+                rows.append(Row(f"{place}, mean", "HU", before, after, note="without its calcium"))
             if region.calcium_hu is not None:
                 before, after = region.calcium_hu
                 note = f"{region.calcium_mm3:.0f} mm3 of 130 HU or more in the source"

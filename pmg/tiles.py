@@ -31,7 +31,8 @@ def blend(
     the index of each tile's first voxel) -> [B, 1, *tile]. Weights rise smoothly from a tile's
     border over the overlap, so that a voxel is decided by the tiles it lies well inside of.
     Tiles start at multiples of `stride`, the network's down-sampling along each axis: then every
-    tile sees the same latent grid. The volume is continued by its border values where it is smaller than a tile.
+    tile sees the same latent grid. The volume is continued by its border values where it is
+    smaller than a tile.
     progress is called with (tiles done, tiles in all).
     Returns [*S], float32.
     """
@@ -44,8 +45,9 @@ def blend(
     window = _window(tile, overlap, volume.device)
     done = 0
     for chosen in _chunks(starts, batch):
-        boxes = [tuple(slice(s, s + t) for s, t in zip(start, tile, strict=True))
-                 for start in chosen]
+        boxes = [
+            tuple(slice(s, s + t) for s, t in zip(start, tile, strict=True)) for start in chosen
+        ]
         tiles = torch.stack([padded[box] for box in boxes]).unsqueeze(1)
         outputs = function(tiles, torch.tensor(chosen, device=volume.device))
         for box, output in zip(boxes, outputs[:, 0].float(), strict=True):
@@ -85,8 +87,6 @@ def _window(tile: Sequence[int], overlap: float, device: torch.device) -> Tensor
     return window.clamp_min(1e-6)
 
 
-def _chunks(
-    starts: Sequence[tuple[int, ...]], size: int
-) -> Iterator[Sequence[tuple[int, ...]]]:
+def _chunks(starts: Sequence[tuple[int, ...]], size: int) -> Iterator[Sequence[tuple[int, ...]]]:
     for first in range(0, len(starts), size):
         yield starts[first : first + size]

@@ -35,7 +35,7 @@ def averaged_copy(translator: Translator, config: Config) -> AveragedModel | Non
     decay = config.optim.ema
     if not decay:
         return None
-    return AveragedModel(translator, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    return AveragedModel(translator, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
 
 
 def torch_engines(translator: Translator, critic: Critic, config: Config) -> tuple[Engine, Engine]:

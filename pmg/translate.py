@@ -12,10 +12,10 @@ from torch import Tensor
 
 from pmg.config import Config
 from pmg.model import Domain, Translator
-from pmg.networks import Where
 from pmg.prior import responsibilities
 from pmg.tiles import Progress, blend
 from pmg.weights import load_translator
+from pmg.where import Where
 from pmg.window import window_of
 from storage.body import body_mask, frame_origin
 from storage.grid import canonical, resample, resample_like

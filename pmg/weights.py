@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 
 from pmg.config import Config, load_config
@@ -22,15 +23,13 @@ class ModelError(ValueError):
 
 
 def save_translator(model: Translator, config: Config, folder: Path) -> None:
-    """Write the model so that a reader sees the old one or the new one, never a mixture."""
+    """Write the model; a file of an earlier one is replaced whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, write in (
-        (_CONFIG, lambda path: path.write_text(config.to_yaml())),
-        (WEIGHTS, lambda path: save_model(model, str(path))),
-    ):
-        temporary = folder / f".{name}.partial"
-        write(temporary)
-        temporary.rename(folder / name)
+    config_partial, weights_partial = (folder / f".{name}.partial" for name in (_CONFIG, WEIGHTS))
+    config_partial.write_text(config.to_yaml())
+    save_model(model, str(weights_partial))
+    config_partial.rename(folder / _CONFIG)
+    weights_partial.rename(folder / WEIGHTS)
 
 
 def load_translator(folder: Path, device: torch.device) -> tuple[Translator, Config]:
@@ -40,11 +39,13 @@ def load_translator(folder: Path, device: torch.device) -> tuple[Translator, Con
     """
     for name in (WEIGHTS, _CONFIG):
         if not (folder / name).is_file():
-            raise ModelError(f"model {folder}: {name} is missing; expected a folder that pmg train wrote")
+            raise ModelError(
+                f"model {folder}: {name} is missing; expected a folder that pmg train wrote"
+            )
     config = load_config(folder / _CONFIG)
     model, _ = build_modules(config)
     try:
         load_model(model, str(folder / WEIGHTS))
-    except Exception as error:  # safetensors raises its own type and RuntimeError by turns
+    except (SafetensorError, RuntimeError) as error:
         raise ModelError(f"model {folder / WEIGHTS}: does not fit {_CONFIG}: {error}") from error
     return model.to(device).eval(), config

@@ -1,1 +1,1 @@
-"""Files and geometry: DICOM and NIfTI to HU, the cohort's grid, the Zarr store, the patch stream."""
+"""Files and geometry: DICOM and NIfTI to HU, the grid, the Zarr store, the patch stream."""

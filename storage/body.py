@@ -18,8 +18,12 @@ TISSUE_HU = -300.0  # between fat (-100) and lung (-700 and less)
 LUNG_HU = (-950.0, -500.0)  # gas in the bowel and air around the patient lie below
 
 _COARSE_MM = 2.5  # the work is done in voxels of at most this size where the volume's are smaller
+
 _LUNG_BASE_MM2 = 2000.0
-_LUNG_HEIGHT_MM = 20.0
+_LUNG_HEIGHT_MM = 10.0
+_WHOLE_LUNG_MM3 = 500_000.0  # of two lungs after a full breath: a tenth
+_GAS_HU = -915.0  # measured: three quarters of gas in the bowel, of 3 mm^3 means, lie below
+_CENTRE_MM = 30.0
 
 _CROSS: NDArray[np.bool_] = ndimage.generate_binary_structure(3, 1)
 _IN_PLANE: NDArray[np.bool_] = _CROSS.copy()
@@ -68,9 +72,11 @@ def body_mask(volume: Volume) -> NDArray[np.bool_]:
 def frame_origin(volume: Volume, mask: NDArray[np.bool_]) -> FrameOrigin:
     """The origin of the body-centred frame of a canonical volume with its body mask.
 
-    y, x: the median over slices of the centre of the body's bounding box. z: the lowest slice with
-    at least 20 cm^2 of lung from which on 20 mm of slices have as much, if the lung ends inside of
-    the volume; otherwise the middle of the slices that hold body.
+    z: the lowest slice with at least 20 cm^2 of lung, if the lungs end inside of the volume, so that
+    10 mm of slices or more hold as much; otherwise the middle of the slices that hold body.
+    y, x: the middle between the outermost rows and columns that are half as full of body as the
+    fullest, so that an arm or a hand does not count; the median over the slices within 30 mm of z,
+    so that the rest of the scan does not count either: chest and belly lie at other heights.
 
     Raises IngestError if the mask is empty.
     """
@@ -80,12 +86,11 @@ def frame_origin(volume: Volume, mask: NDArray[np.bool_]) -> FrameOrigin:
             f"volume of shape {volume.shape}: nothing in it is above {TISSUE_HU:g} HU "
             f"(maximum {volume.hu.max()}); expected a patient"
         )
-    y = _median_centre(np.logical_or.reduce(mask[slices], axis=2))
-    x = _median_centre(np.logical_or.reduce(mask[slices], axis=1))
     base = _lung_base(volume, mask)
-    if base is None:
-        return FrameOrigin((int(slices[len(slices) // 2]), y, x), "middle of the body")
-    return FrameOrigin((base, y, x), "lung base")
+    z = int(slices[len(slices) // 2]) if base is None else base
+    near = mask[slices[np.abs(slices - z) * volume.spacing_mm[0] <= _CENTRE_MM]]
+    y, x = (_median_centre(np.count_nonzero(near, axis=axis)) for axis in (2, 1))
+    return FrameOrigin((z, y, x), "middle of the body" if base is None else "lung base")
 
 
 def _enclosed(body: NDArray[np.bool_], hu: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -109,25 +114,56 @@ def _enclosed(body: NDArray[np.bool_], hu: NDArray[np.float32]) -> NDArray[np.bo
 
 def _lung_base(volume: Volume, mask: NDArray[np.bool_]) -> int | None:
     """The lowest slice of the lungs, None if they do not end inside of the volume."""
-    factors = (1, *_coarsening(volume)[1:])
-    hu = _coarse(volume.hu, factors)
-    lung = (hu > LUNG_HU[0]) & (hu < LUNG_HU[1]) & (_coarse(mask, factors) > 0.5)
-    z_mm, y_mm, x_mm = volume.spacing_mm
-    area_mm2 = np.count_nonzero(lung, axis=(1, 2)) * (y_mm * factors[1]) * (x_mm * factors[2])
-    height = max(int(np.ceil(_LUNG_HEIGHT_MM / z_mm)), 1)
-    if len(area_mm2) <= height:
+    factors = _coarsening(volume)
+    z_mm, y_mm, x_mm = (mm * n for mm, n in zip(volume.spacing_mm, factors, strict=True))
+    hu, body = _coarse(volume.hu, factors), _coarse(mask, factors) > 0.5
+    lungs = _lungs(hu, body, z_mm * y_mm * x_mm)
+    area_mm2 = np.count_nonzero(lungs, axis=(1, 2)) * (y_mm * x_mm)
+    runs, count = ndimage.label(area_mm2 >= _LUNG_BASE_MM2)
+    held = np.bincount(runs, area_mm2)
+    held[np.bincount(runs) * z_mm < _LUNG_HEIGHT_MM] = 0
+    held[0] = 0
+    if not held.any():
         return None
-    windows = np.lib.stride_tricks.sliding_window_view(area_mm2 >= _LUNG_BASE_MM2, height)
-    runs = np.logical_and.reduce(windows, axis=1)
-    base = int(np.argmax(runs))
-    return base if runs[base] and base > 0 else None
+    base = int(np.argmax(runs == np.argmax(held)))
+    # Lungs that taper to so little at the volume's lower end have their base within 15 mm of it.
+    tip = area_mm2[base] < min(2 * _LUNG_BASE_MM2, area_mm2.max() / 4)
+    return base * factors[0] if base or tip else None
 
 
-def _median_centre(profiles: NDArray[np.bool_]) -> int:
-    """The median over rows of the middle between a row's first and last True."""
-    first = profiles.argmax(axis=1)
-    last = profiles.shape[1] - 1 - profiles[:, ::-1].argmax(axis=1)
-    return int(np.median((first + last) / 2))
+def _lungs(
+    hu: NDArray[np.float32], body: NDArray[np.bool_], voxel_mm3: float
+) -> NDArray[np.bool_]:
+    """The lungs in a coarse volume: of the regions of low density, those that are no bowel gas.
+
+    Gas is of one density, while a lung with the worst emphysema still has denser parts. And lungs
+    reach up out of the volume, or are seen whole; stool that foams, as dense as lung, is neither.
+    """
+    low = body & (hu < LUNG_HU[1])
+    regions, count = ndimage.label(low, _CROSS)
+
+    def counted(where: NDArray[np.bool_]) -> NDArray[np.int_]:
+        return np.bincount(regions[where], minlength=count + 1)
+
+    # The rim of gas has the density of lung, and noise hides gas's: hence means of inner voxels.
+    inner = ndimage.binary_erosion(low, _CROSS, border_value=1)
+    weight = ndimage.uniform_filter(inner.astype(np.float32), 3)
+    total = ndimage.uniform_filter(np.where(inner, hu, 0), 3)
+    dense = counted(inner & (total > _GAS_HU * weight)) > counted(inner) / 4
+    top = np.zeros_like(body)
+    top[np.flatnonzero(body.any(axis=(1, 2)))[-1]] = True
+    lung = dense & ((counted(top) > 0) | (counted(low) * voxel_mm3 > _WHOLE_LUNG_MM3))
+    lung[0] = False  # whatever is not of low density
+    lungs: NDArray[np.bool_] = lung[regions]
+    return lungs
+
+
+def _median_centre(fullness: NDArray[np.int_]) -> int:
+    """The median over rows of the middle between the first and last value of half the largest."""
+    full = 2 * fullness >= fullness.max(axis=1, keepdims=True)
+    first = full.argmax(axis=1)
+    last = full.shape[1] - 1 - full[:, ::-1].argmax(axis=1)
+    return round(float(np.median(first + last)) / 2)
 
 
 def _coarsening(volume: Volume) -> tuple[int, int, int]:

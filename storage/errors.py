@@ -1,4 +1,4 @@
-"""What storage raises. Every message names the file or volume, the value, and what would be right."""
+"""What storage raises. Messages name the file or volume, the value, and what would be right."""
 
 __all__ = ["GeometryError", "IngestError", "StoreCorrupt", "StoreError"]
 

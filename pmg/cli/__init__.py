@@ -1,4 +1,4 @@
-"""The command line: one module a command, imported when it is asked for, so that help is instant."""
+"""The command line: one module a command, imported when asked for, so that help is instant."""
 
 from __future__ import annotations
 

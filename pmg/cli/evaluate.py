@@ -15,7 +15,11 @@ from pmg.cli.options import FOLDER, OUT_FOLDER, device_option
 @click.option("--model", type=FOLDER, required=True, help="a run's folder, or its model folder")
 @click.option("--out", type=OUT_FOLDER, required=True, help="for the translations and the report")
 @click.option(
-    "--from", "domain", type=click.IntRange(1, 2), default=1, show_default=True,
+    "--from",
+    "domain",
+    type=click.IntRange(1, 2),
+    default=1,
+    show_default=True,
     help="domain of the cases' sources",
 )
 @device_option

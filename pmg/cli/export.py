@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from pmg.cli import refusals
 from pmg.cli.options import FOLDER, OUT_FOLDER
 
+if TYPE_CHECKING:
+    from pmg.output import Format
+
 
 @click.command(name="export")
 @click.argument("store", type=FOLDER)
 @click.argument("volumes", nargs=-1, metavar="[VOLUME_ID]...")
 @click.option("--out", type=OUT_FOLDER, required=True)
-@click.option("--format", "form", type=click.Choice(["dicom", "nifti"]), default="dicom")
-def command(store: Path, volumes: tuple[str, ...], out: Path, form: str) -> None:
+@click.option(
+    "--format", "form", type=click.Choice(["dicom", "nifti"]), default="dicom", show_default=True
+)
+def command(store: Path, volumes: tuple[str, ...], out: Path, form: Format) -> None:
     """Write volumes of a store as they are: de-identified DICOM series or NIfTI files.
 
     All volumes unless some are named. A store without --spacing gives back exactly the HU and the

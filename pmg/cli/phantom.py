@@ -13,12 +13,13 @@ from pmg.cli.options import OUT_FOLDER
 @click.command(name="phantom")
 @click.option("--out", type=OUT_FOLDER, required=True, help="folder to write; must be new")
 @click.option("--seed", default=0, show_default=True, help="another seed, other subjects")
-@click.option(
-    "--subjects", default=12, show_default=True, help="training subjects of each domain"
-)
+@click.option("--subjects", default=12, show_default=True, help="training subjects of each domain")
 @click.option("--tests", default=4, show_default=True, help="test subjects, with truth")
 @click.option(
-    "--phase", type=click.Choice(["portal", "arterial"]), default="portal", show_default=True,
+    "--phase",
+    type=click.Choice(["portal", "arterial"]),
+    default="portal",
+    show_default=True,
     help="contrast phase of domain 2",
 )
 def command(out: Path, seed: int, subjects: int, tests: int, phase: str) -> None:
@@ -32,7 +33,11 @@ def command(out: Path, seed: int, subjects: int, tests: int, phase: str) -> None
 
     with refusals(), click.progressbar(length=2 * subjects + tests, label="phantom") as bar:
         manifest = write_cohort(
-            out, seed, subjects, tests, phase=phase,  # type: ignore[arg-type]
+            out,
+            seed,
+            subjects,
+            tests,
+            phase=phase,  # type: ignore[arg-type]
             progress=lambda done, total, name: bar.update(1),
         )
     click.echo(f"next: pmg ingest --manifest {manifest} --store STORE --key KEYFILE")

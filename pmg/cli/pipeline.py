@@ -48,7 +48,9 @@ def evaluate_and_report(
             sources, refused = find_sources(case.source)
             if len(sources) != 1:
                 reasons = "; ".join(f"{r.path}: {r.reason}" for r in refused)
-                raise IngestError(f"case {case.source}: {len(sources)} series; expected 1. {reasons}")
+                raise IngestError(
+                    f"case {case.source}: {len(sources)} series; expected 1. {reasons}"
+                )
             volume, headers = read_source(sources[0])
             translated = translator.translate(volume)
             text = f"pmg synthetic, domain {3 - domain}, not for diagnosis"
@@ -80,7 +82,7 @@ def evaluate_and_report(
 
 
 def _heights(case: Case, volume: Volume) -> list[tuple[str, float]]:
-    """Titles and z in LPS mm of the slices to show: through the regions, or spread over the case."""
+    """Titles and z (LPS mm) of the slices to show: through the regions, or spread over the case."""
     if case.regions:
         return [(f"{case.name}: {region.name}", region.centre_mm[2]) for region in case.regions]
     ordered = canonical(volume)

@@ -12,17 +12,17 @@ from pmg.cli.options import OUT_FOLDER, config_option, overrides_argument
 
 @click.command(name="train")
 @click.option("--store", type=OUT_FOLDER, help="what pmg ingest wrote; or data.store in the config")
-@click.option("--run", type=OUT_FOLDER, required=True, help="folder of the run; resumed if it exists")
+@click.option(
+    "--run", type=OUT_FOLDER, required=True, help="folder of the run; resumed if it exists"
+)
 @config_option
 @overrides_argument
-def command(
-    store: Path | None, run: Path, source: str | None, overrides: tuple[str, ...]
-) -> None:
+def command(store: Path | None, run: Path, source: str | None, overrides: tuple[str, ...]) -> None:
     """Train a translator on a store, with Ray and DeepSpeed.
 
     Settings come from the defaults, then --config, then overrides such as prior.components=8 or
-    train.steps=2000; `pmg train --run RUN --config RUN/config.yaml` goes on with a run. Ctrl-C saves
-    a checkpoint and stops; the same command resumes from it.
+    train.steps=2000; `pmg train --run RUN --config RUN/config.yaml` goes on with a run. Ctrl-C
+    saves a checkpoint and stops; the same command resumes from it.
     """
     with refusals():
         from pmg.config import load_config

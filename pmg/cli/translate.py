@@ -15,13 +15,21 @@ from pmg.cli.options import FOLDER, OUT_FOLDER, device_option
 @click.option("--model", type=FOLDER, required=True, help="a run's folder, or its model folder")
 @click.option("--out", type=OUT_FOLDER, required=True)
 @click.option(
-    "--from", "domain", type=click.IntRange(1, 2), default=1, show_default=True,
+    "--from",
+    "domain",
+    type=click.IntRange(1, 2),
+    default=1,
+    show_default=True,
     help="domain of the sources; they are translated to the other",
 )
 @click.option("--description", help="SeriesDescription of what is written")
 @device_option
 def command(
-    sources: tuple[Path, ...], model: Path, out: Path, domain: int, description: str | None,
+    sources: tuple[Path, ...],
+    model: Path,
+    out: Path,
+    domain: int,
+    description: str | None,
     device: str,
 ) -> None:
     """Translate series to the other domain.
@@ -63,8 +71,9 @@ def command(
                 except (ValueError, OSError) as error:
                     failed.append(f"{source.files[0].parent}: {error}")
                     continue
-                bar.console.print(f"{source.files[0].parent} -> {', '.join(map(str, written))}",
-                                  soft_wrap=True)
+                bar.console.print(
+                    f"{source.files[0].parent} -> {', '.join(map(str, written))}", soft_wrap=True
+                )
     for line in failed:
         click.echo(f"failed  {line}", err=True)
     if failed:

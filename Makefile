@@ -1,0 +1,55 @@
+# Everything a newcomer types. `make demo` and `make test` need python3 >= 3.11, git, make and g++.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check
+
+.PHONY: demo demo-real test quick check lock clean
+
+demo: $(VENV)/.runs  ## the whole line on a phantom: DICOM to report, about 12 minutes
+	$(BIN)/pmg demo --out demo
+
+demo-real: $(VENV)/.runs $(VENV)/.real  ## the same on four real chest CT series
+	$(BIN)/pmg demo --real --out demo-real
+
+test: $(VENV)/.develops $(VENV)/.real  ## every test
+	$(BIN)/python -m pytest
+
+quick: $(VENV)/.develops  ## the tests that neither train nor start Ray
+	$(BIN)/python -m pytest -m "not slow and not real"
+
+check: $(VENV)/.develops  ## style, types, and who imports whom
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+lock:  ## pin what a fresh install resolves to
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/pip install --quiet torch==2.13.0 ".[dev]"
+	build/lock/bin/pip freeze --exclude pmg | sed 's/^\(torch==[0-9.]*\)+.*/\1/' > constraints.txt
+
+clean:
+	rm -rf $(VENV) build demo demo-real *.egg-info
+
+$(VENV)/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "pmg needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# torch first, by its exact pin: a looser one lets pip pick another build.
+$(VENV)/.runs: pyproject.toml constraints.txt | $(VENV)/bin/pip
+	$(PIP) install --quiet --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
+	$(PIP) install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.develops: $(VENV)/.runs
+	$(PIP) install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+# Packages that carry real CT series. They are read by path, never imported, hence no dependencies;
+# pycerr's data is CC BY-NC and stays on the user's machine.
+$(VENV)/.real: | $(VENV)/bin/pip
+	$(PIP) install --quiet --no-deps pycerr==2.5.1 body-organ-analysis==1.0.3
+	@touch $@

@@ -1,0 +1,74 @@
+"""From the stream's HU to a step's tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from tiny import SPACING_MM, stream_batch, tiny_config
+
+from pmg.patches import to_pair
+
+CPU = torch.device("cpu")
+
+
+def pair_of(config, first_sample=0):
+    return to_pair(stream_batch(config, first_sample), config, CPU)
+
+
+@pytest.mark.parametrize("patch", [(16, 24), (4, 8, 16)])
+def test_patches_of_2d_and_3d_become_one_channel_of_their_shape(patch):
+    config = tiny_config(data={"patch": patch}, translate={"tile": patch})
+    batch, pair = stream_batch(config), pair_of(config)
+    half = tuple(n // 2 for n in patch)
+    assert pair.noise.shape == (4, 2, 4, *half)
+    window = config.data
+    low, high = (np.arcsinh((hu - 50.0) / 150) for hu in (window.low_hu, window.high_hu))
+    for domain, hu in ((1, batch.hu1), (2, batch.hu2)):
+        assert pair.x[domain].dtype == torch.float32
+        assert pair.x[domain].shape == (2, 1, *patch)
+        expected = 2 * (np.arcsinh((hu - 50.0) / 150) - low) / (high - low) - 1
+        np.testing.assert_allclose(pair.x[domain].numpy().ravel(), expected.ravel(), atol=1e-5)
+
+
+def test_each_domain_keeps_its_own_place():
+    config = tiny_config()
+    batch, pair = stream_batch(config), pair_of(config)
+    for domain in (1, 2):
+        place = pair.where[domain]
+        np.testing.assert_array_equal(place.start_mm, batch.position_mm[:, domain - 1])
+        assert place.spacing_mm == SPACING_MM
+
+
+def test_noise_of_a_sample_is_the_same_in_any_batch():
+    config = tiny_config()
+    torch.manual_seed(1)
+    batch = stream_batch(config, first_sample=10)
+    together = to_pair(batch, config, CPU).noise
+    torch.manual_seed(2)
+    alone = dataclasses.replace(
+        batch,
+        hu1=batch.hu1[1:],
+        hu2=batch.hu2[1:],
+        position_mm=batch.position_mm[1:],
+        samples=batch.samples[1:],
+    )
+    assert torch.equal(to_pair(alone, config, CPU).noise, together[:, 1:])
+
+
+def test_noise_is_standard_normal_and_differs_by_sample_seed_and_use():
+    config = tiny_config(model={"latent_channels": 64})
+    noise = pair_of(config).noise
+    assert noise.mean().abs() < 0.05
+    assert noise.std().item() == pytest.approx(1, abs=0.05)
+    other_seed = tiny_config(model={"latent_channels": 64}, train={"seed": 6})
+    drawn = [*noise.flatten(0, 1), pair_of(config, 2).noise[0, 0], pair_of(other_seed).noise[0, 0]]
+    correlation = torch.corrcoef(torch.stack([n.flatten() for n in drawn]))
+    assert (correlation - torch.eye(len(drawn))).abs().max() < 0.1
+
+
+def test_any_seed_that_the_configuration_takes_has_its_noise():
+    drawn = [pair_of(tiny_config(train={"seed": s})).noise for s in (0, 20260801, 2**40)]
+    assert not any(torch.equal(a, b) for a, b in zip(drawn, drawn[1:], strict=False))
