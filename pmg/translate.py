@@ -48,6 +48,7 @@ class VolumeTranslator:
         assert config.data.spacing_mm is not None  # filled in by training
         self._model, self._config, self._source = model, config, source
         self._spacing_mm = config.data.spacing_mm
+        self._flat = len(config.translate.tile) == 2
         self._device = device
         self._window = window_of(config.data)
 
@@ -85,18 +86,26 @@ class VolumeTranslator:
         z = min(max(z, 0), grid.shape[0] - 1)
         stride = self._model.stride
         rows, columns = (n // stride * stride for n in grid.shape[1:])
-        part = (slice(z, z + 1), slice(rows), slice(columns))
+        depth = 1 if self._flat else min(self._config.translate.tile[0], grid.shape[0])
+        first = min(max(z - depth // 2, 0), grid.shape[0] - depth)
+        part = (slice(first, first + depth), slice(rows), slice(columns))
         hu = torch.as_tensor(grid.hu[part].astype(np.float32), device=self._device)
-        where = self._where(torch.tensor([[z, 0, 0]]), self._frame_start_mm(grid))
+        where = self._where(torch.tensor([[first, 0, 0]]), self._frame_start_mm(grid))
         with torch.inference_mode():
             x = self._window.to_unit(hu)[None]
+            x = x if self._flat else x[None]
             translated, q = self._model.translate(self._source, x, where)
             shares = responsibilities(q.mean, q.log_var, self._model.prior())
-        tissue = shares.argmax(dim=1)[0].repeat_interleave(stride, 0).repeat_interleave(stride, 1)
+        target, tissue = self._window.to_hu(translated)[0, 0], shares.argmax(dim=1)[0]
+        if not self._flat:
+            target, tissue = target[z - first], tissue[(z - first) // stride]
+        tissue = tissue.repeat_interleave(stride, 0).repeat_interleave(stride, 1)
         return GridSlice(
-            hu[0].cpu().numpy(),
-            self._window.to_hu(translated)[0, 0].cpu().numpy(),
-            None if truth is None else self._on_grid(truth).hu[part][0].astype(np.float32),
+            grid.hu[z, :rows, :columns].astype(np.float32),
+            target.cpu().numpy(),
+            None
+            if truth is None
+            else self._on_grid(truth).hu[z, :rows, :columns].astype(np.float32),
             tissue.cpu().numpy(),
         )
 
@@ -115,25 +124,24 @@ class VolumeTranslator:
     def _translate_grid(self, grid: Volume, progress: Progress | None) -> NDArray[np.float32]:
         config = self._config.translate
         start_mm = self._frame_start_mm(grid)
-        flat = len(config.tile) == 2
 
         def run(tiles: Tensor, starts: Tensor) -> Tensor:
             x = self._window.to_unit(tiles.to(self._device))
             translated, _ = self._model.translate(
-                self._source, x.squeeze(2) if flat else x, self._where(starts, start_mm)
+                self._source, x.squeeze(2) if self._flat else x, self._where(starts, start_mm)
             )
             hu = self._window.to_hu(translated).cpu()
-            return hu.unsqueeze(2) if flat else hu
+            return hu.unsqueeze(2) if self._flat else hu
 
         stride = self._model.stride
         with torch.inference_mode():
             hu: NDArray[np.float32] = blend(
                 run,
                 torch.as_tensor(grid.hu.astype(np.float32)),
-                tile=(1, *config.tile) if flat else config.tile,
+                tile=(1, *config.tile) if self._flat else config.tile,
                 overlap=config.overlap,
                 batch=config.batch,
-                stride=(1, stride, stride) if flat else (stride,) * 3,
+                stride=(1, stride, stride) if self._flat else (stride,) * 3,
                 progress=progress,
             ).numpy()
         return hu

@@ -22,7 +22,7 @@ _COARSE_MM = 2.5  # the work is done in voxels of at most this size where the vo
 _LUNG_BASE_MM2 = 2000.0
 _LUNG_HEIGHT_MM = 10.0
 _WHOLE_LUNG_MM3 = 500_000.0  # of two lungs after a full breath: a tenth
-_GAS_HU = -915.0  # measured: three quarters of gas in the bowel, of 3 mm^3 means, lie below
+_GAS_HU = -900.0  # most gas lies below, a quarter of a lung or more above
 _CENTRE_MM = 30.0
 
 _CROSS: NDArray[np.bool_] = ndimage.generate_binary_structure(3, 1)

@@ -13,7 +13,6 @@ import click
 from pmg.cli import refusals
 from pmg.cli.options import OUT_FOLDER, overrides_argument
 
-_SUBJECTS, _TESTS = 12, 4
 # Where pycerr, installed by `make demo-real`, carries four chest CT series: 1 and 2 with contrast.
 _REAL_SERIES = Path("cerr/datasets/radiomics_phantom_dicom")
 _REAL_DOMAINS = {"pat_1": 2, "pat_2": 2, "pat_3": 1, "pat_4": 1}
@@ -29,8 +28,12 @@ _REAL_REGIONS = (
 @click.option("--out", type=OUT_FOLDER, default=Path("demo"), show_default=True)
 @click.option("--seed", default=7, show_default=True, help="of the phantom's subjects")
 @click.option("--real", is_flag=True, help="four real chest CT series instead of the phantom")
+@click.option("--subjects", default=12, show_default=True, help="phantom subjects of each domain")
+@click.option("--tests", default=4, show_default=True, help="phantom test subjects, with truth")
 @overrides_argument
-def command(out: Path, seed: int, real: bool, overrides: tuple[str, ...]) -> None:
+def command(
+    out: Path, seed: int, real: bool, subjects: int, tests: int, overrides: tuple[str, ...]
+) -> None:
     """The whole line: DICOM, store, training with Ray and DeepSpeed, translation, report.
 
     What an earlier run into the same folder has finished is not done again; Ctrl-C while training
@@ -38,7 +41,7 @@ def command(out: Path, seed: int, real: bool, overrides: tuple[str, ...]) -> Non
     """
     with refusals():
         clock = _Clock()
-        manifest, cases = _real_inputs(out) if real else _phantom_inputs(out, seed)
+        manifest, cases = _real_inputs(out) if real else _phantom_inputs(out, seed, subjects, tests)
         clock.lap("DICOM")
 
         from storage.ingest import ingest
@@ -88,7 +91,7 @@ class _Clock:
         return {name: f"{seconds:.0f} s" for name, seconds in self._laps.items()}
 
 
-def _phantom_inputs(out: Path, seed: int) -> tuple[Path, Path]:
+def _phantom_inputs(out: Path, seed: int, subjects: int, tests: int) -> tuple[Path, Path]:
     """The phantom's manifest and test cases, written unless they are there."""
     folder = out / "dicom"
     manifest = folder / "manifest.csv"
@@ -96,10 +99,9 @@ def _phantom_inputs(out: Path, seed: int) -> tuple[Path, Path]:
         from storage.phantom import write_cohort
 
         shutil.rmtree(folder, ignore_errors=True)
-        total = 2 * _SUBJECTS + _TESTS
-        with click.progressbar(length=total, label="phantom: CT series as DICOM") as bar:
+        with click.progressbar(length=2 * subjects + tests, label="phantom: CT as DICOM") as bar:
             write_cohort(
-                folder, seed, _SUBJECTS, _TESTS, progress=lambda done, total, name: bar.update(1)
+                folder, seed, subjects, tests, progress=lambda done, total, name: bar.update(1)
             )
     return manifest, folder / "test"
 

@@ -68,7 +68,7 @@ def test_a_value_out_of_range_is_refused_by_name_with_what_is_allowed(
         (["model.shared_blocks=5"], "shared_blocks 5 must be at most blocks 4"),
         (["data.patch=[64, 66]"], r"data.patch [64, 66] must be multiples of 4"),
         (["translate.tile=[128, 126]"], r"translate.tile [128, 126] must be multiples of 4"),
-        (["data.patch=[16, 16, 16]"], "both be 2D or both 3D"),
+        (["data.patch=[64, 64, 64]"], "both be 2D or both 3D"),
         (["train.batch=15"], "train.batch 15 must be a multiple of launch.workers 2"),
         (["train.log_every=7"], "checkpoint_every 500 must be a multiple of log_every 7"),
     ],
@@ -88,10 +88,10 @@ def test_all_mistakes_are_told_at_once():
 def test_overrides_are_yaml_and_win_over_the_file(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("train: {steps: 10, seed: 3}\nmodel: {width: 8}\n")
-    overrides = ["train.steps=20", "data.patch=[32, 64]", "model.skip=false", "optim.lr=2e-4"]
+    overrides = ["train.steps=20", "data.patch=[64, 128]", "model.skip=false", "optim.lr=2e-4"]
     config = load_config(path, overrides)
     assert (config.train.steps, config.train.seed, config.model.width) == (20, 3, 8)
-    assert config.data.patch == (32, 64)
+    assert config.data.patch == (64, 128)
     assert config.model.skip is False
     assert config.optim.lr == 2e-4
 

@@ -204,7 +204,7 @@ def test_a_region_without_calcium_or_with_nothing_else_says_so(phantom):
 
 def test_a_region_outside_of_the_volume_is_refused_by_name(phantom):
     far = Region("brain", (0.0, 0.0, 3000.0), 10.0)
-    with pytest.raises(CaseError, match="region brain: .* holds no voxel of the source"):
+    with pytest.raises(CaseError, match=r"region brain: .* holds no voxel of the source"):
         measure(Case("one", phantom.folder, None, (far,)), phantom.source, phantom.source)
 
 

@@ -74,10 +74,8 @@ def test_organs_without_an_inside_are_absent():
     organs = np.zeros(SHAPE, np.uint8)
     organs[1, 5:7, 5:30] = 1
     names = {"thin": (1,), "missing": (9,)}
-    assert (
-        organ_means(np.zeros(SHAPE), truth_of(np.zeros(SHAPE), organs=organs, organ_names=names))
-        == {}
-    )
+    hu = np.zeros(SHAPE)
+    assert organ_means(hu, truth_of(hu, organs=organs, organ_names=names)) == {}
 
 
 LUMEN_HU = 150.0

@@ -15,19 +15,17 @@ def by_name(results):
     return {row.name: row for row in rows}
 
 
-def case(
-    name, translated_mae, identity_mae, translated_hu, identity_hu, truth_hu, plaques=((), ())
-):
-    return CaseResult(
-        name,
-        Measures(translated_mae, translated_hu, tuple(PlaqueContrast(*p) for p in plaques[0])),
-        Measures(identity_mae, identity_hu, tuple(PlaqueContrast(*p) for p in plaques[1])),
-        truth_hu,
+def case(name, *, mae=(0, 0), organs=({}, {}, {}), plaques=((), ())):
+    """Figures of translation and identity, and the truth's organs."""
+    translated, identity = (
+        Measures(error, means, tuple(PlaqueContrast(*plaque) for plaque in contrasts))
+        for error, means, contrasts in zip(mae, organs[:2], plaques, strict=True)
     )
+    return CaseResult(name, translated, identity, organs[2])
 
 
 def test_body_mae_is_the_mean_over_cases_beside_that_of_identity():
-    results = [case("a", 20, 40, {}, {}, {}), case("b", 30, 80, {}, {}, {})]
+    results = [case("a", mae=(20, 40)), case("b", mae=(30, 80))]
     row = by_name(results)["body MAE"]
     assert (row.unit, row.identity, row.translated, row.truth) == ("HU", 60, 25, None)
     assert row.note == "2 cases"
@@ -37,13 +35,13 @@ def test_organs_stand_beside_their_truth_over_the_cases_that_have_them():
     results = [
         case(
             "a",
-            0,
-            0,
-            {"aorta": 140, "liver": 100},
-            {"aorta": 40, "liver": 50},
-            {"aorta": 150, "liver": 110},
+            organs=(
+                {"aorta": 140, "liver": 100},
+                {"aorta": 40, "liver": 50},
+                {"aorta": 150, "liver": 110},
+            ),
         ),
-        case("b", 0, 0, {"aorta": 180}, {"aorta": 44}, {"aorta": 160}),
+        case("b", organs=({"aorta": 180}, {"aorta": 44}, {"aorta": 160})),
     ]
     rows = by_name(results)
     aorta = rows["aorta"]
@@ -61,7 +59,7 @@ def test_plaques_count_from_2_mm_if_the_truth_shows_them():
         (5.0, 10, 0),  # not to be seen in the truth
     ]
     identity = [(d, true, true) for d, true, _ in translated]
-    row = by_name([case("a", 0, 0, {}, {}, {}, (translated, identity))])
+    row = by_name([case("a", plaques=(translated, identity))])
     kept, contrast = row["plaques kept"], row["plaque contrast / true contrast"]
     assert (kept.unit, kept.identity, kept.translated) == ("%", 100, 50)
     assert kept.note.startswith("2 plaques of 2 mm or more")
@@ -69,7 +67,7 @@ def test_plaques_count_from_2_mm_if_the_truth_shows_them():
 
 
 def test_without_plaques_there_is_no_row_of_them():
-    assert not [name for name in by_name([case("a", 1, 2, {}, {}, {})]) if "plaque" in name]
+    assert not [name for name in by_name([case("a", mae=(1, 2))]) if "plaque" in name]
 
 
 def region(name, mm3, calcium, other):
@@ -96,7 +94,7 @@ def test_a_region_of_nothing_but_calcium_has_no_other_mean():
 
 
 def test_cases_without_truth_add_no_figures_of_those_with():
-    results = [case("a", 20, 40, {}, {}, {}), CaseResult("b")]
+    results = [case("a", mae=(20, 40)), CaseResult("b")]
     row = by_name(results)["body MAE"]
     assert (row.translated, row.note) == (20, "1 cases")
     assert summarise([]) == []

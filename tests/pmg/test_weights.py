@@ -108,7 +108,7 @@ def test_a_foreign_safetensors_file_is_refused(tmp_path):
 def test_a_configuration_with_a_wrong_field_is_refused(tmp_path):
     saved(tmp_path)
     (tmp_path / "config.yaml").write_text("model: {widht: 4}\n")
-    with pytest.raises(ConfigError, match="did you mean model.width"):
+    with pytest.raises(ConfigError, match=r"did you mean model\.width"):
         load_translator(tmp_path, CPU)
 
 
