@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.utils import safe_set_full_fp32_param
+import torch.nn.functional as F
+from deepspeed.ops import __compatible_ops__
+from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 from torch import Tensor, nn
 
 from pmg.config import Config
@@ -20,6 +23,11 @@ __all__ = ["DeepSpeedEngine"]
 # Resuming at another world size goes through DeepSpeed's universal format, which for stages 1 and
 # 2 needs this mark in the checkpoint (deepspeed 0.19).
 _CLIENT_STATE = {"universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
+
+
+# On CPUs DeepSpeed 0.19 compiles a shared-memory all-reduce when it starts, which takes g++, ninja
+# and a minute, and which only inference calls.
+__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 class DeepSpeedEngine:
@@ -37,6 +45,7 @@ class DeepSpeedEngine:
             config={
                 "train_micro_batch_size_per_gpu": config.train.batch // dist.get_world_size(),
                 "gradient_accumulation_steps": 1,
+                "gradient_clipping": 0.0,  # DeepSpeed 0.19 clips to 1 unless told
                 "zero_optimization": {"stage": config.launch.zero_stage},
                 "zero_allow_untested_optimizer": True,  # torch's Adam as it is
                 "steps_per_print": 10**9,
@@ -59,14 +68,27 @@ class DeepSpeedEngine:
 
     @torch.no_grad()
     def assign(self, values: Mapping[str, Tensor]) -> None:
-        for name, value in values.items():
-            value = value.to(self.device).contiguous()
+        for name, own in values.items():
+            value = own.to(self.device).contiguous()
             dist.broadcast(value, src=0)
             parameter = self.module.get_parameter(name)
             # ZeRO's optimiser overwrites the module from its own partitions at the next step.
-            safe_set_full_fp32_param(parameter, value)
+            if self._engine.zero_optimization_stage() == 3:
+                # safe_set_full_fp32_param cuts short what the ranks do not divide evenly.
+                flat, size = value.flatten(), dist.get_world_size()
+                shares = F.pad(flat, (0, -len(flat) % size)).chunk(size)
+                safe_set_local_fp32_param(parameter, shares[dist.get_rank()])
+            else:
+                safe_set_full_fp32_param(parameter, value)
             with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
                 parameter.copy_(value)
+
+    def whole(self) -> AbstractContextManager[None]:
+        if self._engine.zero_optimization_stage() < 3:
+            return nullcontext()
+        parameters = list(self.module.parameters())
+        gathered: AbstractContextManager[None] = deepspeed.zero.GatheredParameters(parameters)
+        return gathered
 
     def gather(self, values: Tensor) -> Tensor:
         parts = [torch.empty_like(values) for _ in range(dist.get_world_size())]

@@ -49,6 +49,9 @@ def train(config: Config, run: Path, *, console: Console | None = None) -> RunFo
     folder.config.write_text(config.to_yaml())
     resumed = checkpoint.newest(folder.checkpoints)
     if resumed is not None:
+        if checkpoint.read_state(resumed)["step"] >= config.train.steps:
+            console.print(f"run {folder.root} has taken its {config.train.steps} steps already")
+            return folder
         console.print(f"resuming from {resumed}", soft_wrap=True)
     with _cluster(config):
         trainer = _trainer(config, folder)

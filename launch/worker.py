@@ -182,8 +182,8 @@ class _Saver:
     ) -> None:
         if state[name] != now:
             raise checkpoint.CheckpointError(
-                f"checkpoint {found}: written with {name} {state[name]}, but {setting} gives {now}; "
-                f"resume with the same, or train into another folder"
+                f"checkpoint {found}: written with {name} {state[name]}, but {setting} gives {now};"
+                f" resume with the same, or train into another folder"
             )
 
 
@@ -191,6 +191,6 @@ def _refuse_nan(record: dict[str, Any]) -> None:
     bad = [name for name, value in record.items() if not math.isfinite(value)]
     if bad:
         raise FloatingPointError(
-            f"step {record['step']}: {', '.join(bad)} is not finite; lower optim.lr, or resume from "
-            f"the last checkpoint with another train.seed"
+            f"step {record['step']}: {', '.join(bad)} is not finite; lower optim.lr, or resume "
+            f"from the last checkpoint with another train.seed"
         )

@@ -39,7 +39,9 @@ class ConfigError(ValueError):
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
+    )
 
 
 class DataConfig(_Section):
@@ -133,6 +135,14 @@ class PriorConfig(_Section):
         500, description="steps between checks for dead components, which are re-seeded; 0: never"
     )
 
+    @model_validator(mode="after")
+    def _floors_leave_some_weight(self) -> PriorConfig:
+        if self.components * self.min_weight >= 1:
+            raise ValueError(
+                f"min_weight {self.min_weight} times components {self.components} must be below 1"
+            )
+        return self
+
 
 class LossConfig(_Section):
     """Weights and forms of the objective's terms."""
@@ -182,7 +192,7 @@ class TrainConfig(_Section):
 
     steps: Count = 100_000
     batch: Count = Field(16, description="patch pairs per step over all workers")
-    seed: NonNegative = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     log_every: Count = 10
     checkpoint_every: Count = 500
     keep: Count = Field(2, description="newest checkpoints kept")
@@ -245,6 +255,12 @@ class Config(_Section):
                     f"{name} {list(extent)} must be multiples of {stride} "
                     f"(2 to the power of model.downsamplings)"
                 )
+        judged = 2 ** (self.discriminator.layers + self.discriminator.scales - 1)
+        if min(self.data.patch) < judged:
+            raise ValueError(
+                f"data.patch {list(self.data.patch)} must be at least {judged} along each axis "
+                f"(2 to the power of discriminator.layers + discriminator.scales - 1)"
+            )
         if len(self.data.patch) != len(self.translate.tile):
             raise ValueError("data.patch and translate.tile must both be 2D or both 3D")
         if self.train.batch % self.launch.workers:
@@ -275,16 +291,13 @@ def load_config(
     """
     tree = _read_tree(source)
     for name, fields in sections.items():
-        tree.setdefault(name, {}).update(fields)
+        tree[name] = _section(tree, name) | dict(fields)
     for override in overrides:
         path, equals, text = override.partition("=")
         section, dot, field = path.strip().partition(".")
         if not equals or not dot:
             raise ConfigError(f"override {override!r}: expected section.field=value")
-        entry = tree.setdefault(section, {})
-        if not isinstance(entry, dict):
-            raise ConfigError(f"config {section}: {entry!r} is not a section of settings")
-        entry[field] = _scalar(text)
+        tree[section] = _section(tree, section) | {field: _scalar(text)}
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -302,7 +315,7 @@ def _read_tree(source: Path | str | None) -> dict[str, Any]:
             raise ConfigError(
                 f"config {path}: no such file, nor a preset ({', '.join(preset_names())})"
             )
-        text = path.read_text()
+        text = path.read_text(errors="replace")
     try:
         tree = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
@@ -311,7 +324,14 @@ def _read_tree(source: Path | str | None) -> dict[str, Any]:
         raise ConfigError(
             f"config {source}: expected sections of settings, got {type(tree).__name__}"
         )
-    return {k: dict(v) if isinstance(v, dict) else v for k, v in tree.items()}
+    return {name: {} if section is None else section for name, section in tree.items()}
+
+
+def _section(tree: Mapping[str, Any], name: str) -> dict[str, Any]:
+    section = tree.get(name, {})
+    if not isinstance(section, dict):
+        raise ConfigError(f"config {name}: {section!r} is not a section of settings")
+    return section
 
 
 def _scalar(text: str) -> Any:
@@ -333,7 +353,7 @@ def _explain(error: Any) -> str:
     message = error["msg"].removeprefix("Value error, ")
     shown = error["input"]
     if isinstance(shown, Mapping | BaseModel):
-        return f"config {name}: {message}"
+        return f"config {name}: {message}" if location else f"config {message}"
     return f"config {name}: {shown!r} is not allowed: {message[0].lower()}{message[1:]}"
 
 

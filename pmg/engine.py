@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -27,6 +28,9 @@ class Engine(Protocol):
 
     def assign(self, values: Mapping[str, Tensor]) -> None:
         """Set parameters by name, alike on all ranks, in the module and the optimiser's copies."""
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Within it every rank has all of every parameter, to read; sharded ones are gathered."""
 
     def gather(self, values: Tensor) -> Tensor:
         """The values of all ranks, concatenated along the first axis."""
@@ -53,6 +57,9 @@ class TorchEngine:
     def assign(self, values: Mapping[str, Tensor]) -> None:
         for name, value in values.items():
             self.module.get_parameter(name).copy_(value)
+
+    def whole(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def gather(self, values: Tensor) -> Tensor:
         return values

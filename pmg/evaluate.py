@@ -45,9 +45,9 @@ ORGANS: dict[str, tuple[int, ...]] = {
     "pancreas": (7,),
     "vena cava": (63,),
     "portal vein": (64,),
-    "fat": (130,),
-    "muscle": (131,),
-    "bone": (132,),
+    "fat": (131,),
+    "muscle": (132,),
+    "bone": (133,),
 }
 
 

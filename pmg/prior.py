@@ -96,16 +96,20 @@ class MixturePrior(nn.Module):
     def components(self) -> int:
         return self.logits.numel()
 
-    def forward(self) -> Mixture:
+    def mixture(self) -> Mixture:
         """The mixture in float32, whatever the networks' type."""
+        return Mixture(*self())
+
+    def forward(self) -> tuple[Tensor, Tensor, Tensor]:
+        """log_weights, mean, log_var: plain tensors, on which DeepSpeed's hooks at ZeRO 3 rely."""
         log_share = torch.log_softmax(self.logits.float(), dim=0)
         log_share = log_share + math.log1p(-self.components * self.min_weight)
         log_weights = _raised(log_share, self.min_weight)
         log_var = _raised(self.log_scale.float(), self.min_std**2)
-        return Mixture(log_weights, self.mean.float(), log_var)
+        return log_weights, self.mean.float(), log_var
 
     def raw_from(self, mixture: Mixture) -> dict[str, Tensor]:
-        """Parameter values whose `forward` is the given mixture, as near as the floors allow."""
+        """Parameter values whose `mixture` is the given mixture, as near as the floors allow."""
         weights = torch.exp(mixture.log_weights) - self.min_weight
         scale = torch.exp(mixture.log_var) - self.min_std**2
         return {

@@ -74,7 +74,7 @@ def generator_loss(
     x, where = pair.x, pair.where
     likelihood = LIKELIHOODS[loss.likelihood]
     adversarial = ADVERSARIAL[loss.adversarial]
-    prior = model.prior()
+    prior = model.prior.mixture()
     kl = partial(_mean_kl, KL_ESTIMATORS[loss.kl], prior, loss.free_bits)
 
     q = {i: model.encode(i, x[i], where[i]) for i in _DOMAINS}
@@ -156,7 +156,7 @@ def train_step(
 
 @torch.no_grad()
 def _responsibilities(model: Translator, q: dict[Domain, Posterior]) -> Tensor:
-    prior = model.prior()
+    prior = model.prior.mixture()
     return torch.cat([responsibilities(q[i].mean, q[i].log_var, prior) for i in _DOMAINS])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -77,11 +78,14 @@ class Training:
         """One step on one batch of this rank. Returns every loss term by name, detached."""
         pair = to_pair(batch, self.config, self._device)
         # For the KL estimators that sample: a resumed run draws what it would have drawn.
-        torch.manual_seed((self.config.train.seed << 40) + int(batch.samples[0]))
+        # Hashed, for torch's generator looks at 32 bits of its seed on CPUs.
+        mixed = np.random.SeedSequence([self.config.train.seed, int(batch.samples[0])])
+        torch.manual_seed(int(mixed.generate_state(1)[0]))
         self._guard_prior(pair)
         terms = train_step(self.translator, self.critic, pair, self.step, self.config)
         if self.averaged is not None:
-            self.averaged.update_parameters(self.translator.module)
+            with self.translator.whole():
+                self.averaged.update_parameters(self.translator.module)
         self.step += 1
         return terms
 
@@ -93,25 +97,35 @@ class Training:
         if not prior.learned or prior.components == 1 or not (fit or reseed):
             return
         z, share = self.translator.run(_encodings, pair)
-        z = self.translator.gather(z)
-        share = self.translator.gather(share[None]).mean(dim=0)
+        z = self.translator.gather(z).flatten(0, 1)
+        share = self.translator.gather(share).mean(dim=0)
         seed = self.config.train.seed + self.step
         values = self.translator.run(_fit if fit else _reseed, z, share, seed)
         if values:
             self.translator.assign(values)
+            self._assign_averaged(values)
+
+    @torch.no_grad()
+    def _assign_averaged(self, values: Mapping[str, Tensor]) -> None:
+        """A jump of the prior is no step to average over: the old one would stay for long."""
+        if self.averaged is not None:
+            for name, value in values.items():
+                self.averaged.module.get_parameter(name).copy_(value)
 
 
 @torch.no_grad()
 def _encodings(model: Translator, pair: Pair) -> tuple[Tensor, Tensor]:
-    """Samples of both domains' posteriors as vectors [N, C], and the mean responsibilities [K]."""
-    mixture = model.prior()
+    """Samples of both domains' posteriors [B, N, C], and each pair's mean responsibilities [B, K].
+
+    By pair, so that the ranks' shares, gathered, come in the order of one process.
+    """
+    mixture = model.prior.mixture()
     vectors, shares = [], []
     for domain in (1, 2):
         q: Posterior = model.encode(domain, pair.x[domain], pair.where[domain])
-        vectors.append(q.sample(pair.noise[domain - 1]).movedim(1, -1).flatten(0, -2))
-        share = responsibilities(q.mean, q.log_var, mixture)
-        shares.append(share.movedim(1, -1).flatten(0, -2))
-    return torch.cat(vectors), torch.cat(shares).mean(dim=0)
+        vectors.append(q.sample(pair.noise[domain - 1]).flatten(2).mT)
+        shares.append(responsibilities(q.mean, q.log_var, mixture).flatten(2).mean(dim=2))
+    return torch.cat(vectors, dim=1), torch.stack(shares).mean(dim=0)
 
 
 def _fit(model: Translator, z: Tensor, share: Tensor, seed: int) -> Mapping[str, Tensor]:
@@ -120,7 +134,7 @@ def _fit(model: Translator, z: Tensor, share: Tensor, seed: int) -> Mapping[str,
 
 
 def _reseed(model: Translator, z: Tensor, share: Tensor, seed: int) -> Mapping[str, Tensor]:
-    mixture = reseed_dead(model.prior(), share, z, seed=seed)
+    mixture = reseed_dead(model.prior.mixture(), share, z, seed=seed)
     return _named(model.prior, model.prior.raw_from(mixture)) if mixture is not None else {}
 
 

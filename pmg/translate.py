@@ -95,7 +95,7 @@ class VolumeTranslator:
             x = self._window.to_unit(hu)[None]
             x = x if self._flat else x[None]
             translated, q = self._model.translate(self._source, x, where)
-            shares = responsibilities(q.mean, q.log_var, self._model.prior())
+            shares = responsibilities(q.mean, q.log_var, self._model.prior.mixture())
         target, tissue = self._window.to_hu(translated)[0, 0], shares.argmax(dim=1)[0]
         if not self._flat:
             target, tissue = target[z - first], tissue[(z - first) // stride]

@@ -18,7 +18,6 @@ TISSUE_HU = -300.0  # between fat (-100) and lung (-700 and less)
 LUNG_HU = (-950.0, -500.0)  # gas in the bowel and air around the patient lie below
 
 _COARSE_MM = 2.5  # the work is done in voxels of at most this size where the volume's are smaller
-
 _LUNG_BASE_MM2 = 2000.0
 _LUNG_HEIGHT_MM = 10.0
 _WHOLE_LUNG_MM3 = 500_000.0  # of two lungs after a full breath: a tenth
@@ -72,11 +71,12 @@ def body_mask(volume: Volume) -> NDArray[np.bool_]:
 def frame_origin(volume: Volume, mask: NDArray[np.bool_]) -> FrameOrigin:
     """The origin of the body-centred frame of a canonical volume with its body mask.
 
-    z: the lowest slice with at least 20 cm^2 of lung, if the lungs end inside of the volume, so that
-    10 mm of slices or more hold as much; otherwise the middle of the slices that hold body.
-    y, x: the middle between the outermost rows and columns that are half as full of body as the
+    z: the lowest slice with at least 20 cm^2 of lung, to a coarse voxel, if the lungs end inside of
+    the volume and 10 mm of slices hold as much; otherwise the middle of the slices that hold body.
+
+    y, x: the middle between the outermost rows and columns at least half as full of body as the
     fullest, so that an arm or a hand does not count; the median over the slices within 30 mm of z,
-    so that the rest of the scan does not count either: chest and belly lie at other heights.
+    so that it does not depend on how much of chest and belly is in view.
 
     Raises IngestError if the mask is empty.
     """
@@ -119,7 +119,7 @@ def _lung_base(volume: Volume, mask: NDArray[np.bool_]) -> int | None:
     hu, body = _coarse(volume.hu, factors), _coarse(mask, factors) > 0.5
     lungs = _lungs(hu, body, z_mm * y_mm * x_mm)
     area_mm2 = np.count_nonzero(lungs, axis=(1, 2)) * (y_mm * x_mm)
-    runs, count = ndimage.label(area_mm2 >= _LUNG_BASE_MM2)
+    runs, _ = ndimage.label(area_mm2 >= _LUNG_BASE_MM2)
     held = np.bincount(runs, area_mm2)
     held[np.bincount(runs) * z_mm < _LUNG_HEIGHT_MM] = 0
     held[0] = 0
@@ -131,15 +131,15 @@ def _lung_base(volume: Volume, mask: NDArray[np.bool_]) -> int | None:
     return base * factors[0] if base or tip else None
 
 
-def _lungs(
-    hu: NDArray[np.float32], body: NDArray[np.bool_], voxel_mm3: float
-) -> NDArray[np.bool_]:
+def _lungs(hu: NDArray[np.float32], body: NDArray[np.bool_], voxel_mm3: float) -> NDArray[np.bool_]:
     """The lungs in a coarse volume: of the regions of low density, those that are no bowel gas.
 
     Gas is of one density, while a lung with the worst emphysema still has denser parts. And lungs
     reach up out of the volume, or are seen whole; stool that foams, as dense as lung, is neither.
     """
     low = body & (hu < LUNG_HU[1])
+    if not low.any():
+        return low
     regions, count = ndimage.label(low, _CROSS)
 
     def counted(where: NDArray[np.bool_]) -> NDArray[np.int_]:

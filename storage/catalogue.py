@@ -172,7 +172,15 @@ class Catalogue(Sequence[Row]):
     @property
     def digest(self) -> str:
         """SHA-256 of all that decides which patches a run sees; array paths do not."""
-        names = ["volume_id", "patient", "domain", "digest", "frame_origin", "body_cells"]
+        names = [
+            "volume_id",
+            "patient",
+            "domain",
+            "digest",
+            "frame_origin",
+            "frame_rule",
+            "body_cells",
+        ]
         sha = hashlib.sha256()
         for batch in self.table.select(names).to_batches(max_chunksize=1024):
             sha.update("".join(map(repr, batch.to_pylist())).encode())

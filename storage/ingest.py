@@ -28,7 +28,7 @@ __all__ = ["INGEST_VERSION", "Progress", "ingest"]
 
 # To be raised with every change that gives other voxels, body masks or frames for the same files:
 # volumes of an older version are then done again.
-INGEST_VERSION = 1
+INGEST_VERSION = 2
 
 # The catalogue is written as a whole: after every volume would be quadratic in their number. What
 # a crash loses of uncommitted work is bounded by this instead.

@@ -41,10 +41,12 @@ class PatchPair:
 class PairSampler:
     """Co-located patch pairs: `pair(n)` depends on (seed, n, catalogue) and on nothing else.
 
-    A volume of domain 1 is drawn, then one of domain 2 (`unpaired`: of another patient;
-    `same_patient`: of the same), then one position u of the common frame where the patch lies
-    inside both arrays and its centre inside both bodies (to a cell's precision). Both are cropped
-    at u; `jitter` moves the second patch by up to so many voxels along each axis, within its array.
+    A volume of domain 1 is drawn of those that have a partner, then its partner of domain 2: of
+    another patient (`unpaired`) or the same (`same_patient`), and of the same frame rule, because
+    origins found by different rules are different places of the body. Then one position u of the
+    common frame is drawn where the patch lies inside both arrays and its centre inside both bodies
+    (to a cell's precision). Both are cropped at u; `jitter` moves the second patch by up to so many
+    voxels along each axis, within its array.
 
     rows: in any order; they are sorted by volume id, so the order of ingest does not matter.
     patch_shape: voxels along z, y, x; (1, h, w) for 2D.
@@ -86,17 +88,20 @@ class PairSampler:
                 raise StoreError(self._why_empty(number, domain))
         self.spacing_mm = _common_grid(self.rows)
 
-        # Domain 2 in the order of patients: a patient is a block, to be drawn from or left out.
-        _, patient = np.unique(self.rows.column("patient"), return_inverse=True)
-        self._second = second[np.argsort(patient[second], kind="stable")]
-        begin = np.searchsorted(patient[self._second], patient[first], side="left")
-        end = np.searchsorted(patient[self._second], patient[first], side="right")
+        # Domain 2 by frame rule, then by patient: a rule is a block to draw from, and a patient a
+        # block in it, to be drawn from alone or left out.
+        rules, rule = np.unique(self.rows.column("frame_rule"), return_inverse=True)
+        patients, patient = np.unique(self.rows.column("patient"), return_inverse=True)
+        block = rule * len(patients) + patient
+        self._second = second[np.argsort(block[second], kind="stable")]
+        begin, end = _blocks(block[self._second], block[first])
+        rule_begin, rule_end = _blocks(rule[self._second], rule[first])
         own = end - begin
-        partners = own if pairing == "same_patient" else len(second) - own
+        partners = own if pairing == "same_patient" else rule_end - rule_begin - own
         able = partners > 0
         if not able.any():
-            raise StoreError(self._why_no_partner(len(first), len(second)))
-        self._first, self._begin = first[able], begin[able]
+            raise StoreError(self._why_no_partner(rules, rule[first], rule[second]))
+        self._first, self._begin, self._rule_begin = first[able], begin[able], rule_begin[able]
         self._own, self._partners = own[able], partners[able]
 
     def pair(self, n: int) -> PatchPair:
@@ -129,8 +134,10 @@ class PairSampler:
         other = draws.below(int(self._partners[pick]))
         if self.pairing == "same_patient":
             other += begin
-        elif other >= begin:
-            other += own
+        else:
+            other += int(self._rule_begin[pick])
+            if other >= begin:
+                other += own
         return int(self._first[pick]), int(self._second[other])
 
     def _place(self, volume: int) -> _Place:
@@ -168,11 +175,16 @@ class PairSampler:
             f"domain {number} (largest extents {largest}); take a smaller patch"
         )
 
-    def _why_no_partner(self, first: int, second: int) -> str:
+    def _why_no_partner(self, rules: np.ndarray, first: np.ndarray, second: np.ndarray) -> str:
         wanted = "the same patient" if self.pairing == "same_patient" else "another patient"
+        counts = "; ".join(
+            f"{rule!r}: {(first == number).sum()} and {(second == number).sum()}"
+            for number, rule in enumerate(rules)
+        )
         return (
-            f"pairing {self.pairing!r}: none of the {first} volumes of domain 1 has a partner of "
-            f"{wanted} among the {second} of domain 2"
+            f"pairing {self.pairing!r}: none of the {len(first)} volumes of domain 1 has a partner "
+            f"of {wanted} among the {len(second)} of domain 2 whose frame's origin was found by "
+            f"the same rule; volumes of domains 1 and 2 by rule: {counts}"
         )
 
 
@@ -261,6 +273,11 @@ def split_patients(rows: Sequence[Row], fraction: float, seed: int) -> tuple[Cat
 def _unit_hash(seed: int, patient: str) -> float:
     digest = hashlib.sha256(f"{seed}\0{patient}".encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
+
+
+def _blocks(ordered: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where each wanted value begins and ends in an ordered array; both are equal if it lacks."""
+    return np.searchsorted(ordered, wanted, "left"), np.searchsorted(ordered, wanted, "right")
 
 
 def _sorted(rows: Catalogue) -> Catalogue:

@@ -46,6 +46,9 @@ def test_a_field_like_no_other_is_refused_with_all_that_there_are():
         ("model.downsamplings=0", "model.downsamplings", "0", "greater than or equal to 1"),
         ("model.norm=batch", "model.norm", "'batch'", "'none', 'group' or 'instance'"),
         ("prior.min_std=1", "prior.min_std", "1", "less than 1"),
+        ("train.seed=9223372036854775808", "train.seed", "9223372036854775808", "less than"),
+        ("data.low_hu=.nan", "data.low_hu", "nan", "finite number"),
+        ("optim.lr=.inf", "optim.lr", "inf", "finite number"),
         ("launch.zero_stage=4", "launch.zero_stage", "4", "0, 1, 2 or 3"),
         ("train.steps=many", "train.steps", "'many'", "valid integer"),
         ("model.width=2.5", "model.width", "2.5", "valid integer"),
@@ -69,12 +72,16 @@ def test_a_value_out_of_range_is_refused_by_name_with_what_is_allowed(
         (["data.patch=[64, 66]"], r"data.patch [64, 66] must be multiples of 4"),
         (["translate.tile=[128, 126]"], r"translate.tile [128, 126] must be multiples of 4"),
         (["data.patch=[64, 64, 64]"], "both be 2D or both 3D"),
+        (["data.patch=[64, 32]"], "data.patch [64, 32] must be at least 64 along each axis"),
+        (["prior.components=100", "prior.min_weight=0.01"], "0.01 times components 100"),
         (["train.batch=15"], "train.batch 15 must be a multiple of launch.workers 2"),
         (["train.log_every=7"], "checkpoint_every 500 must be a multiple of log_every 7"),
     ],
 )
 def test_values_that_do_not_go_together_are_refused_with_both_numbers(overrides, words):
-    assert words in refusal(*overrides)
+    message = refusal(*overrides)
+    assert words in message
+    assert not message.startswith("config config")
 
 
 def test_all_mistakes_are_told_at_once():
@@ -94,6 +101,13 @@ def test_overrides_are_yaml_and_win_over_the_file(tmp_path):
     assert config.data.patch == (64, 128)
     assert config.model.skip is False
     assert config.optim.lr == 2e-4
+
+
+def test_a_section_without_fields_has_its_defaults(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("train:\nmodel:\n  # width: 8\n")
+    assert load_config(path) == Config()
+    assert load_config(path, ["train.seed=1"], train={"keep": 3}).train.keep == 3
 
 
 def test_of_two_overrides_of_a_field_the_last_one_counts():
@@ -117,13 +131,14 @@ def test_an_override_of_another_form_is_refused(wrong):
     [
         ("train: [1, 2", "not YAML"),
         ("- train\n", "expected sections of settings, got list"),
-        ("train: 3\n", "config train"),
+        ("train: 3\n", "config train: 3 is not a section of settings"),
+        (b"train: \xff\xfe\x00", "not YAML"),
     ],
 )
 def test_a_file_that_is_no_tree_is_refused_by_its_name(tmp_path, text, words):
     path = tmp_path / "run.yaml"
-    path.write_text(text)
-    message = refusal(source=path)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    message = refusal("train.steps=1", source=path)
     assert words in message
     assert "config train" in message or str(path) in message
 
@@ -153,7 +168,7 @@ def test_the_preset_of_unit_is_its_latent():
         "unit", ["model.width=2", "model.latent_channels=8", "discriminator.width=2"]
     )
     translator, _ = build_modules(config)
-    prior = translator.prior()
+    prior = translator.prior.mixture()
     assert prior.mean.abs().max() == 0
     assert prior.log_var.abs().max() == 0
     assert not translator.prior.mean.requires_grad

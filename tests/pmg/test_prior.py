@@ -88,7 +88,7 @@ def test_bound_of_one_component_is_the_exact_kl_at_every_position(channels, spat
 @EXAMPLES
 @given(channels=st.integers(1, 16), seed=SEEDS)
 def test_fixed_prior_of_one_component_is_the_standard_normal_of_unit(channels, seed):
-    prior = MixturePrior(1, channels, learned=False)()
+    prior = MixturePrior(1, channels, learned=False).mixture()
     mean, log_var = random_posterior(3, channels, 2, 2, seed=seed, dtype=torch.float32)
     closed = 0.5 * (mean**2 + log_var.exp() - log_var - 1).mean(dim=1)
     torch.testing.assert_close(kl_bound(mean, log_var, prior), closed)
@@ -246,7 +246,8 @@ def test_variances_from_1e_minus_6_to_1e6_stay_finite_with_their_gradients(
 
 @pytest.mark.parametrize("name", KL_ESTIMATORS)
 def test_bfloat16_networks_get_float32_figures(name):
-    prior = MixturePrior(3, 4).to(torch.bfloat16)()
+    prior = MixturePrior(3, 4).to(torch.bfloat16).mixture()
+    assert {prior.log_weights.dtype, prior.mean.dtype, prior.log_var.dtype} == {torch.float32}
     mean, log_var = (t.bfloat16() for t in random_posterior(2, 4, 3, seed=0))
     torch.manual_seed(0)
     low = KL_ESTIMATORS[name](mean, log_var, prior)
@@ -294,7 +295,7 @@ def test_weights_and_spreads_respect_their_floors(components, min_weight, min_st
     with torch.no_grad():
         for parameter in prior.parameters():
             parameter.copy_(50 * torch.randn(parameter.shape, generator=generator))
-    mixture = prior()
+    mixture = prior.mixture()
     assert mixture.log_weights.exp().sum().item() == pytest.approx(1, abs=1e-5)
     if components > 1 and min_weight > 0:
         assert mixture.log_weights.min().item() >= math.log(min_weight) - 1e-5
@@ -305,7 +306,7 @@ def test_without_a_floor_a_vanishing_weight_stays_finite_with_its_gradient():
     prior = MixturePrior(2, 1, min_weight=0.0)
     with torch.no_grad():
         prior.logits.copy_(torch.tensor([0.0, 500.0]))
-    log_weights = prior().log_weights
+    log_weights = prior.mixture().log_weights
     (gradient,) = torch.autograd.grad(log_weights[0], prior.logits)
     torch.testing.assert_close(log_weights, torch.tensor([-500.0, 0.0]))
     torch.testing.assert_close(gradient, torch.tensor([1.0, -1.0]))
@@ -318,7 +319,7 @@ def test_floors_that_leave_no_weight_are_refused():
 
 @pytest.mark.parametrize("components", [1, 4])
 def test_a_new_prior_has_even_weights_and_unit_variance(components):
-    mixture = MixturePrior(components, 5, min_std=0.3)()
+    mixture = MixturePrior(components, 5, min_std=0.3).mixture()
     torch.testing.assert_close(mixture.log_weights.exp(), torch.full((components,), 1 / components))
     torch.testing.assert_close(mixture.log_var, torch.zeros(components, 5))
 
@@ -331,11 +332,11 @@ def test_raw_values_of_a_prior_give_the_same_mixture_again(components, seed):
     with torch.no_grad():
         for parameter in prior.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
-        for name, value in prior.raw_from(prior()).items():
+        for name, value in prior.raw_from(prior.mixture()).items():
             again.get_parameter(name).copy_(value)
     for name in ("log_weights", "mean", "log_var"):
         torch.testing.assert_close(
-            getattr(again(), name), getattr(prior(), name), rtol=1e-3, atol=1e-4
+            getattr(again.mixture(), name), getattr(prior.mixture(), name), rtol=1e-3, atol=1e-4
         )
 
 
@@ -347,8 +348,8 @@ def test_raw_values_of_a_mixture_below_the_floors_give_the_floors():
     with torch.no_grad():
         for name, value in prior.raw_from(wanted).items():
             prior.get_parameter(name).copy_(value)
-    torch.testing.assert_close(prior().log_weights.exp(), torch.tensor([0.1, 0.9]))
-    torch.testing.assert_close((0.5 * prior().log_var).exp(), torch.full((2, 1), 0.5))
+    torch.testing.assert_close(prior.mixture().log_weights.exp(), torch.tensor([0.1, 0.9]))
+    torch.testing.assert_close((0.5 * prior.mixture().log_var).exp(), torch.full((2, 1), 0.5))
 
 
 def test_effective_components_count_those_in_use():

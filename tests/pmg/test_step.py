@@ -104,7 +104,7 @@ def plain_step(
     config: Config, translator: Translator, critic: Critic, pair: Pair, kl_scale: float
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """The terms, and the two losses that are minimised over E, G, prior and over D."""
-    loss, prior = config.loss, translator.prior()
+    loss, prior = config.loss, translator.prior.mixture()
     terms: dict[str, Tensor] = {}
     total, total_d = torch.zeros(()), torch.zeros(())
     second = loss.lambda_cycle_kl if loss.cycle_kl_weight == "lambda3" else loss.lambda_cycle

@@ -103,13 +103,13 @@ def test_prior_is_fitted_to_the_encodings_at_the_fit_step_and_only_there():
     training = start(frozen(fit_step=2))
     with torch.no_grad():
         training.translator.module.prior.mean.add_(3)
-    before = copy.deepcopy(training.translator.module.prior)()
+    before = copy.deepcopy(training.translator.module.prior).mixture()
     advance(training, 2)
-    torch.testing.assert_close(training.translator.module.prior().mean, before.mean)
+    torch.testing.assert_close(training.translator.module.prior.mixture().mean, before.mean)
 
     z = encodings(training, stream_batch(training.config, 4))
     advance(training, 1)
-    fitted = copy.deepcopy(training.translator.module.prior)()
+    fitted = copy.deepcopy(training.translator.module.prior).mixture()
     expected = fit_mixture(z, 3, seed=training.config.train.seed + 2)
     torch.testing.assert_close(fitted.mean, expected.mean, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(
@@ -118,7 +118,7 @@ def test_prior_is_fitted_to_the_encodings_at_the_fit_step_and_only_there():
     assert log_likelihood(fitted, z) > log_likelihood(before, z) + 1
 
     advance(training, 1)
-    torch.testing.assert_close(training.translator.module.prior().mean, fitted.mean)
+    torch.testing.assert_close(training.translator.module.prior.mixture().mean, fitted.mean)
 
 
 def log_likelihood(mixture, z: Tensor) -> float:
@@ -138,6 +138,21 @@ def test_a_dead_component_is_reseeded_at_its_step_and_the_others_stay():
     advance(training, 1)
     torch.testing.assert_close(prior.mean[:2], before[:2])
     assert prior.mean[2].abs().max() < 20
+
+
+def test_what_a_step_samples_depends_on_the_runs_seed():
+    terms = []
+    for seed in (5, 6):
+        config = tiny_config(loss={"kl": "monte_carlo"}, train={"seed": seed})
+        engines = torch_engines(*build_modules(tiny_config()), config)
+        terms.append(Training(config, *engines, device=CPU).advance(stream_batch(config)))
+    assert terms[0]["vae1.kl"] != terms[1]["vae1.kl"]
+
+
+def test_a_date_is_a_seed():
+    training = start(tiny_config(train={"seed": 20260801}, prior={"fit_step": 1}))
+    advance(training, 2)
+    assert training.step == 2
 
 
 @pytest.mark.parametrize("prior", [{"learned": False}, {"components": 1}])
@@ -169,3 +184,11 @@ def test_without_averaging_the_trained_model_translates():
     training = start(tiny_config(optim={"ema": 0.0}))
     assert training.averaged is None
     assert training.translating_model is training.translator.module
+
+
+def test_a_fit_of_the_prior_is_also_that_of_the_averaged_model():
+    training = start(tiny_config(prior={"fit_step": 2}, optim={"lr": 1e-30, "ema": 0.999}))
+    advance(training, 4)
+    trained = training.translator.module.prior.mixture()
+    translating = training.translating_model.prior.mixture()
+    torch.testing.assert_close(translating.mean, trained.mean, rtol=1e-3, atol=1e-3)

@@ -1,10 +1,14 @@
 """The body's mask and frame on drawn patients whose extent is known exactly."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from storage.body import body_mask, frame_origin
 from storage.errors import IngestError
+from storage.phantom import PHASES, Label, Protocol, draw_subject, labels, render
 from storage.volume import Volume
 
 SPACING = (4.0, 1.5, 1.5)
@@ -34,6 +38,18 @@ def patient(shape=(40, 150, 200), centre_mm=(0.0, 0.0), lungs_above_mm=0.0, tabl
     hu = np.where((depth >= 2) & (depth < 25) & (np.abs(x) < 110), -880, hu)  # and foam
     hu = np.where((y / 12) ** 2 + ((np.abs(x) - 125) / 12) ** 2 < 1, 50, hu)
     return Volume(np.clip(np.rint(hu), -1024, 3071).astype(np.int16), affine), body
+
+
+def with_hu(volume, where, hu):
+    return Volume(np.where(where, hu, volume.hu).astype(np.int16), volume.affine)
+
+
+def slices(volume, chosen):
+    """Some slices of the volume, where they lie."""
+    start = range(volume.shape[0])[chosen][0]
+    affine = volume.affine.copy()
+    affine[:, 3] += start * affine[:, 0]
+    return Volume(volume.hu[chosen], affine)
 
 
 def overlap(mask, truth):
@@ -106,12 +122,97 @@ def test_without_a_base_of_lungs_the_frame_starts_in_the_middle_slice(lungs_abov
     assert (origin.rule, origin.index[0]) == ("middle of the body", 20), why
 
 
+@pytest.mark.parametrize("hu", [-1000, -620], ids=["gas", "foaming stool"])
+@pytest.mark.parametrize("noise_hu", [0, 40])
+def test_a_bowel_as_wide_as_lungs_is_not_taken_for_them(hu, noise_hu):
+    volume, _ = patient()
+    (z, y, x), _ = grid(volume.shape)
+    noise = np.random.default_rng(2).normal(0, noise_hu, volume.shape)
+    colon = (z > -70) & (z < -12) & ((y / 40) ** 2 + (x / 50) ** 2 < 1)  # 60 cm^2
+    volume = with_hu(volume, colon, hu + noise)
+    origin = frame_origin(volume, body_mask(volume))
+    assert (origin.rule, origin.index[0]) == ("lung base", 20)
+
+
+def test_gas_that_reaches_out_of_a_volume_without_lungs_is_no_lung():
+    volume, _ = patient(lungs_above_mm=500)
+    (z, y, x), _ = grid(volume.shape)
+    volume = with_hu(volume, (z > 30) & ((y / 40) ** 2 + (x / 50) ** 2 < 1), -960)
+    assert frame_origin(volume, body_mask(volume)).rule == "middle of the body"
+
+
+def test_lungs_half_destroyed_by_emphysema_are_lungs():
+    volume, _ = patient()
+    lung = (volume.hu > -950) & (volume.hu < -750)  # -840 +- 12
+    holes = ndimage.gaussian_filter(np.random.default_rng(3).normal(size=volume.shape), 1.5)
+    holes = ndimage.binary_closing(lung) & (holes > np.median(holes[lung]))
+    volume = with_hu(volume, holes, np.random.default_rng(4).normal(-975, 12, volume.shape))
+    origin = frame_origin(volume, body_mask(volume))
+    assert (origin.rule, origin.index[0]) == ("lung base", 20)
+
+
+COARSE = Protocol(shape=(36, 96, 104), spacing_mm=(5.0, 4.0, 4.0), thickness_mm=5.0, blur_px=0.5)
+NOISE_HU = ((5.0, 8.0), (12.0, 25.0), (25.0, 35.0))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_phantoms_frame_starts_at_the_base_of_its_lungs_in_every_phase_and_noise(seed):
+    """Most of these subjects have gas of more than 20 cm^2 in some slices of their bowel."""
+    subject = draw_subject(seed)
+    protocol = replace(COARSE, noise_sd_hu=NOISE_HU[seed // 2])
+    volume = render(subject, PHASES[seed % 3], protocol, seed)
+    lung = labels(subject, protocol).organs == Label.LUNG
+    base = np.flatnonzero(lung.sum(axis=(1, 2)) * 4 * 4 >= 2000)[0]
+    origin = frame_origin(volume, body_mask(volume))
+    assert origin.rule == "lung base"
+    assert abs(origin.index[0] - base) * 5 <= 12
+
+
+def test_the_frame_starts_at_one_point_of_the_patient_whatever_part_of_him_is_in_view():
+    protocol = replace(COARSE, shape=(90, 96, 104), centre_mm=(0.0, -30.0, 90.0))
+    whole = render(draw_subject(4), "non_contrast", protocol, 4)
+    base = frame_origin(whole, body_mask(whole)).index[0]
+    expected = whole.affine @ (*frame_origin(whole, body_mask(whole)).index, 1)
+    for name, seen in {
+        "abdomen": slice(base - 40, base + 8),
+        "chest": slice(base - 6, None),
+        "chest without the lungs' lowest tip": slice(base + 1, None),
+    }.items():
+        part = slices(whole, seen)
+        origin = frame_origin(part, body_mask(part))
+        assert origin.rule == "lung base", name
+        moved_mm = np.abs(part.affine @ (*origin.index, 1) - expected)
+        assert (moved_mm <= (4, 8, 10, 0)).all(), name
+    upper = slices(whole, slice(base + 12, None))  # from the domes of the diaphragm on
+    assert frame_origin(upper, body_mask(upper)).rule == "middle of the body"
+
+
+def test_an_arm_at_the_side_and_a_hand_on_the_belly_do_not_move_the_frame():
+    volume, _ = patient()
+    (_, y, x), _ = grid(volume.shape)
+    expected = frame_origin(volume, body_mask(volume))
+    arm = ((y / 20) ** 2 + ((x - 100) / 20) ** 2 < 1) & (volume.hu < -900)
+    hand = (((y + 62) / 12) ** 2 + ((x + 10) / 40) ** 2 < 1) & (volume.hu < -900)
+    volume = with_hu(volume, arm | hand, 50)
+    mask = body_mask(volume)
+    assert mask[:, :, -28].any()
+    assert frame_origin(volume, mask) == expected
+
+
 def test_a_few_odd_slices_do_not_move_the_frame():
     volume, _ = patient()
     mask = body_mask(volume)
     expected = frame_origin(volume, mask)
     mask[:8, :, :30] = True
     assert frame_origin(volume, mask) == expected
+
+
+def test_a_body_thinner_than_a_coarse_voxel_has_a_frame():
+    _, affine = grid((9, 30, 30), (1.0, 1.0, 1.0))
+    mask = np.zeros((9, 30, 30), bool)
+    mask[4, 14, 10:21] = True
+    origin = frame_origin(Volume(np.zeros(mask.shape, np.int16), affine), mask)
+    assert (origin.rule, origin.index) == ("middle of the body", (4, 14, 15))
 
 
 def test_a_volume_of_air_has_no_body_and_no_frame():

@@ -18,6 +18,7 @@ from storage.sampling import PairSampler, rank_samples, split_patients
 
 Index = tuple[int, int, int]
 SPACING = (2.0, 1.0, 1.0)
+RULES = ("lung base", "middle of the body")
 
 
 def make_row(number: int, domain: int, patient: str, origin: Index, body: np.ndarray) -> Row:
@@ -149,6 +150,33 @@ class TestPairs:
         assert np.abs(moves).max() == 2
         assert len({tuple(move) for move in np.array(moves).tolist()}) > 100
 
+    @settings(max_examples=40, deadline=None)
+    @given(cohort_seed=st.integers(0, 10**6), same_patient=st.booleans())
+    def test_partners_share_the_rule_of_their_frames_and_every_such_pair_is_drawn(
+        self, cohort_seed: int, same_patient: bool
+    ) -> None:
+        rng = np.random.default_rng(cohort_seed)
+        body = np.ones((4, 9, 9), bool)
+        rows = [
+            replace(
+                make_row(i, int(rng.integers(1, 3)), f"p{rng.integers(4)}", (2, 4, 4), body),
+                frame_rule=str(rng.choice(RULES)),
+            )
+            for i in range(9)
+        ]
+        rows += [
+            make_row(9 + d, d, "p0" if same_patient else f"q{d}", (2, 4, 4), body) for d in (1, 2)
+        ]
+        possible = {
+            (i, j)
+            for (i, one), (j, two) in itertools.product(enumerate(rows), repeat=2)
+            if (one.domain, two.domain) == (1, 2)
+            and one.frame_rule == two.frame_rule
+            and (one.patient == two.patient) == same_patient
+        }
+        pairing = "same_patient" if same_patient else "unpaired"
+        assert {pair.volumes for pair in pairs(rows, 600, pairing=pairing)} == possible
+
     def test_a_volume_smaller_than_the_patch_is_never_drawn(self) -> None:
         rows = cohort(4)
         small = np.ones((2, 50, 50), bool)
@@ -175,6 +203,19 @@ class TestRefusals:
         mixed = [replace(row, patient=str(number)) for number, row in enumerate(cohort(0))]
         with pytest.raises(StoreError, match="the same patient among the 5 of domain 2"):
             PairSampler(mixed, seed=0, patch_shape=(1, 8, 8), pairing="same_patient")
+
+    @pytest.mark.parametrize("pairing", ["unpaired", "same_patient"])
+    def test_domains_whose_frames_begin_at_different_places_of_the_body(self, pairing: str) -> None:
+        rows = [
+            replace(row, frame_rule=RULES[row.domain - 1], patient=f"p{number // 2}")
+            for number, row in enumerate(cohort(0))
+        ]
+        counts = r"'lung base': 5 and 0; 'middle of the body': 0 and 5"
+        with pytest.raises(StoreError, match=counts):
+            PairSampler(rows, seed=0, patch_shape=(1, 8, 8), pairing=pairing)
+        rows[1] = replace(rows[1], frame_rule="lung base")
+        sampler = PairSampler(rows, seed=0, patch_shape=(1, 8, 8), pairing=pairing)
+        assert {sampler.pair(n).volumes[1] for n in range(50)} == {1}
 
     def test_bodies_that_share_no_place(self) -> None:
         body = np.ones((8, 16, 16), bool)
@@ -256,6 +297,7 @@ def test_a_hundred_thousand_volumes_are_sampled_from() -> None:
     for name, values in (
         ("volume_id", [f"v{i:06d}" for i in range(100_000)]),
         ("patient", [f"p{i // 3}" for i in range(100_000)]),
+        ("frame_rule", [RULES[i % 7 % 2] for i in range(100_000)]),
     ):
         at = many.column_names.index(name)
         many = many.set_column(at, many.schema.field(name), [values])
@@ -264,3 +306,5 @@ def test_a_hundred_thousand_volumes_are_sampled_from() -> None:
     patients = sampler.rows.column("patient")
     assert len({pair.volumes for pair in drawn}) == 500
     assert all(patients[pair.volumes[0]] != patients[pair.volumes[1]] for pair in drawn)
+    rules = sampler.rows.column("frame_rule")
+    assert all(rules[pair.volumes[0]] == rules[pair.volumes[1]] for pair in drawn)
