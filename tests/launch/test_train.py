@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 
 import psutil
 import pytest
@@ -120,6 +121,6 @@ def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint_only(store, t
     assert process.returncode == 0
     steps = [json.loads(line)["step"] for line in folder.metrics.read_text().splitlines()]
     assert steps[-1] == 400
-    back = [a - b for a, b in zip(steps, steps[1:], strict=False) if b <= a]
+    back = [a - b for a, b in pairwise(steps) if b <= a]
     assert len(back) <= 1
     assert all(lost < 4 + 2 for lost in back)

@@ -91,12 +91,12 @@ def test_steps_are_counted():
 def encodings(training: Training, batch) -> Tensor:
     """Samples of both domains' posteriors at every position, by the noise of their samples."""
     pair = to_pair(batch, training.config, CPU)
-    vectors = []
+    z = {}
     for i in (1, 2):
         q = training.translator.module.encode(i, pair.x[i], pair.where[i])
-        z = q.mean + torch.exp(q.log_var / 2) * pair.noise[i - 1]
-        vectors += [z[b, :, y, x] for b in range(2) for y in range(8) for x in range(8)]
-    return torch.stack(vectors).detach()
+        z[i] = q.mean + torch.exp(q.log_var / 2) * pair.noise[i - 1]
+    places = [(b, i, y, x) for b in range(2) for i in (1, 2) for y in range(8) for x in range(8)]
+    return torch.stack([z[i][b, :, y, x] for b, i, y, x in places]).detach()
 
 
 def test_prior_is_fitted_to_the_encodings_at_the_fit_step_and_only_there():
