@@ -19,6 +19,7 @@ __all__ = ["WINDOW", "Panel", "draw_losses", "draw_panels", "draw_report"]
 
 _LEVEL_HU, _WIDTH_HU = 60.0, 400.0  # a soft-tissue window wide enough for contrast
 _ERROR_HU = 100.0
+_AIR_BELOW_HU = -300.0
 WINDOW = f"level {_LEVEL_HU:.0f}, width {_WIDTH_HU:.0f} HU"
 _TERMS = (
     ("reconstruction", ("vae1.reconstruction", "vae2.reconstruction")),
@@ -71,14 +72,16 @@ def draw_report(
 
 
 def _fill_panels(figure: Any, panels: Sequence[Panel], components: int) -> None:
-    titles = ("source", "translation", "truth", "translation - truth, HU", "responsibilities")
+    error = "translation - source" if panels[0].slice.truth is None else "translation - truth"
+    titles = ("source", "translation", "truth", f"{error}, HU", "responsibilities")
     axes = figure.subplots(len(panels), len(titles), squeeze=False)
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, fontsize=10)
     for row, panel in zip(axes, panels, strict=True):
         view = panel.slice
-        for axis, title in zip(row, titles, strict=True):
+        for axis in row:
             axis.set_axis_off()
-            if row is axes[0]:
-                axis.set_title(title, fontsize=10)
+        part = _body_box(view.source)
         row[0].text(
             -0.03,
             0.5,
@@ -89,24 +92,33 @@ def _fill_panels(figure: Any, panels: Sequence[Panel], components: int) -> None:
             ha="right",
             fontsize=8,
         )
-        _show(row[0], view.source)
-        _show(row[1], view.translation)
+        _show(row[0], view.source[part])
+        _show(row[1], view.translation[part])
         if view.truth is None:
             row[2].text(0.5, 0.5, "not known", ha="center", transform=row[2].transAxes)
             change = view.translation - view.source
-            row[3].set_title("translation - source, HU", fontsize=10)
         else:
-            _show(row[2], view.truth)
+            _show(row[2], view.truth[part])
             change = view.translation - view.truth
-        image = row[3].imshow(change, cmap="RdBu_r", vmin=-_ERROR_HU, vmax=_ERROR_HU)
+        image = row[3].imshow(change[part], cmap="RdBu_r", vmin=-_ERROR_HU, vmax=_ERROR_HU)
         figure.colorbar(image, ax=row[3], shrink=0.7)
         row[4].imshow(
-            view.tissue,
+            view.tissue[part],
             cmap=mpl.colormaps["turbo"].resampled(components),
             vmin=-0.5,
             vmax=components - 0.5,
             interpolation="nearest",
         )
+
+
+def _body_box(hu: NDArray[np.floating], margin: int = 4) -> tuple[slice, slice]:
+    """Rows and columns that hold more than air, with a margin."""
+    box = []
+    for axis in (0, 1):
+        inside = np.flatnonzero((hu > _AIR_BELOW_HU).any(axis=1 - axis))
+        low, high = (inside[0], inside[-1]) if len(inside) else (0, hu.shape[axis])
+        box.append(slice(max(int(low) - margin, 0), int(high) + margin + 1))
+    return box[0], box[1]
 
 
 def _show(axis: Axes, hu: NDArray[np.floating]) -> None:
@@ -141,7 +153,7 @@ def _fill_table(axis: Axes, rows: Sequence[Row]) -> None:
     table = axis.table(
         cells,
         colLabels=["", "unit", "no translation", "pmg", "truth", ""],
-        colWidths=[0.27, 0.06, 0.12, 0.09, 0.09, 0.37],
+        colWidths=[0.22, 0.05, 0.11, 0.08, 0.08, 0.46],
         cellLoc="left",
         loc="center",
         edges="horizontal",
