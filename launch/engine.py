@@ -46,7 +46,12 @@ class DeepSpeedEngine:
                 "train_micro_batch_size_per_gpu": config.train.batch // dist.get_world_size(),
                 "gradient_accumulation_steps": 1,
                 "gradient_clipping": 0.0,  # DeepSpeed 0.19 clips to 1 unless told
-                "zero_optimization": {"stage": config.launch.zero_stage},
+                "zero_optimization": {
+                    "stage": config.launch.zero_stage,
+                    # The functions that run on a module take different ways through it; what was
+                    # fetched ahead for one would be in flight when `whole` gathers for another.
+                    "stage3_prefetch_bucket_size": 0,
+                },
                 "zero_allow_untested_optimizer": True,  # torch's Adam as it is
                 "steps_per_print": 10**9,
             },

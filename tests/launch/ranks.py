@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -83,6 +84,8 @@ def _rank(rank: int, config: Config, steps: int, out: Path) -> None:
 
     from launch.engine import DeepSpeedEngine  # noqa: PLC0415
 
+    deepspeed.initialize = partial(_initialize, deepspeed.initialize)
+
     def engines(translator, critic, config):
         return DeepSpeedEngine(translator, config), DeepSpeedEngine(critic, config)
 
@@ -95,3 +98,9 @@ def _rank(rank: int, config: Config, steps: int, out: Path) -> None:
             torch.save({"partitioned": partitioned, **parameters(training)}, out)
     dist.barrier()
     dist.destroy_process_group()
+
+
+def _initialize(initialize: Callable, *, config: dict, **arguments):
+    """ZeRO 3 leaves parameters below 100,000 numbers on every rank: here it shards small ones too."""
+    config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    return initialize(config=config, **arguments)
