@@ -101,6 +101,6 @@ def _rank(rank: int, config: Config, steps: int, out: Path) -> None:
 
 
 def _initialize(initialize: Callable, *, config: dict, **arguments):
-    """ZeRO 3 leaves parameters below 100,000 numbers on every rank: here it shards small ones too."""
+    """ZeRO 3 leaves parameters below 100,000 numbers on every rank; here it shards those too."""
     config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     return initialize(config=config, **arguments)
