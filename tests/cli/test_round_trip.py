@@ -105,6 +105,7 @@ def model(tmp_path_factory):
         {
             "data": {"patch": (32, 32), "spacing_mm": (6.0, 4.2, 4.2)},
             "model": {"width": 4, "blocks": 1},
+            "discriminator": {"width": 4, "layers": 2, "scales": 1},
             "translate": {"tile": (64, 64)},
         }
     )
