@@ -45,7 +45,7 @@ class DeepSpeedEngine:
             config={
                 "train_micro_batch_size_per_gpu": config.train.batch // dist.get_world_size(),
                 "gradient_accumulation_steps": 1,
-                "gradient_clipping": 0.0,  # DeepSpeed 0.19 clips to 1 unless told
+                "gradient_clipping": optim.clip,  # said even if 0: DeepSpeed 0.19 clips to 1
                 "zero_optimization": {
                     "stage": config.launch.zero_stage,
                     # The functions that run on a module take different ways through it; what was

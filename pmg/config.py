@@ -178,6 +178,7 @@ class OptimConfig(_Section):
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.5
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     weight_decay: Weight = 1e-4
+    clip: Weight = Field(0.0, description="largest norm of a module's gradient; 0: no limit")
     schedule: Literal["halve", "cosine", "constant"] = Field(
         "halve", description="halve: every halve_every steps; cosine: to zero at the last step"
     )

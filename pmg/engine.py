@@ -39,9 +39,12 @@ class Engine(Protocol):
 class TorchEngine:
     """One process, plain torch."""
 
-    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(
+        self, module: nn.Module, optimizer: torch.optim.Optimizer, clip: float = 0.0
+    ) -> None:
         self.module = module
         self.optimizer = optimizer
+        self._clip = clip
 
     def run(self, function: Callable[..., Any], *args: Any) -> Any:
         return self.module(function, *args)
@@ -51,6 +54,8 @@ class TorchEngine:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
+        if self._clip:
+            nn.utils.clip_grad_norm_(self.module.parameters(), self._clip)
         self.optimizer.step()
 
     @torch.no_grad()

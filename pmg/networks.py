@@ -177,7 +177,7 @@ class ScoreMap(nn.Module):
         super().__init__()
         width = config.width
         self.first = _conv(dims, 1, width, 4, stride=2)
-        self.position = _conv(dims, POSITION_FEATURES, width, 1) if position else None
+        self.position = _CONV[dims](POSITION_FEATURES, width, 1) if position else None
         layers: list[nn.Module] = []
         for _ in range(config.layers - 1):
             layers += [nn.LeakyReLU(0.2), _conv(dims, width, 2 * width, 4, stride=2)]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pmg.engine import Engine, TorchEngine, parameter_groups
@@ -43,10 +43,12 @@ def torch_engines(translator: Translator, critic: Critic, config: Config) -> tup
     """Plain torch engines with Adam, for one process."""
     optim = config.optim
     betas = (optim.beta1, optim.beta2)
-    return (
-        TorchEngine(translator, torch.optim.Adam(parameter_groups(translator, optim), betas=betas)),
-        TorchEngine(critic, torch.optim.Adam(parameter_groups(critic, optim), betas=betas)),
-    )
+
+    def engine(module: nn.Module) -> TorchEngine:
+        adam = torch.optim.Adam(parameter_groups(module, optim), betas=betas)
+        return TorchEngine(module, adam, optim.clip)
+
+    return engine(translator), engine(critic)
 
 
 class Training:
