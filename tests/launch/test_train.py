@@ -109,7 +109,7 @@ def test_ctrl_c_leaves_a_checkpoint_from_which_the_run_ends_as_if_undisturbed(
 
 def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint_only(store, tmp_path):
     folder = RunFolder(tmp_path / "run")
-    process = start_until(command(store, folder.root, steps=400), folder, 6)
+    process = start_until(command(store, folder.root, steps=60), folder, 6)
     workers = [
         child
         for child in psutil.Process(process.pid).children(recursive=True)
@@ -120,7 +120,7 @@ def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint_only(store, t
     process.communicate(timeout=280)
     assert process.returncode == 0
     steps = [json.loads(line)["step"] for line in folder.metrics.read_text().splitlines()]
-    assert steps[-1] == 400
+    assert steps[-1] == 60
     back = [a - b for a, b in pairwise(steps) if b <= a]
     assert len(back) <= 1
     assert all(lost < 4 + 2 for lost in back)
