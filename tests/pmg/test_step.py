@@ -151,7 +151,8 @@ def assert_gradients_are_those_of(loss: Tensor, plain: nn.Module, stepped: nn.Mo
     expected = torch.autograd.grad(loss, parameters, retain_graph=True)
     for name, gradient in zip(names, expected, strict=True):
         error = (stepped.get_parameter(name).grad - gradient).abs().max()
-        assert error <= 1e-5 * max(1, gradient.abs().max()), name
+        # Rounding: the two add up the same thousands of terms in another order.
+        assert error <= 1e-4 * max(1, gradient.abs().max()), name
 
 
 VARIANTS = {
