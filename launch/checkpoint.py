@@ -16,15 +16,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["CheckpointError", "commit", "newest", "partial_folder", "prune", "read_state"]
+from pmg.config import Config
+
+__all__ = [
+    "CheckpointError",
+    "commit",
+    "identity",
+    "newest",
+    "partial_folder",
+    "prune",
+    "read_state",
+    "refuse_other",
+]
 
 _MANIFEST = "manifest.json"
 _STATE = "state.json"
 _log = logging.getLogger(__name__)
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be resumed from: damaged, or of another run, data or world size."""
+class CheckpointError(ValueError):
+    """No checkpoint to resume from where there should be: all damaged, or of another run."""
 
 
 def partial_folder(checkpoints: Path, step: int) -> Path:
@@ -50,18 +61,62 @@ def commit(partial: Path, state: Mapping[str, Any]) -> Path:
 
 
 def newest(checkpoints: Path) -> Path | None:
-    """The newest checkpoint whose every file has its digest; damaged ones are named in the log."""
+    """The newest checkpoint whose every file has its digest; damaged ones are named in the log.
+
+    None where there is no checkpoint at all. Raises CheckpointError if there are some and all are
+    damaged: a run of days must not begin anew unasked.
+    """
+    problem = None
     for folder in sorted(checkpoints.glob("step_????????"), reverse=True):
         problem = _problem(folder)
         if problem is None:
             return folder
         _log.warning("checkpoint %s is damaged (%s); trying the one before", folder, problem)
+    if problem is not None:
+        raise CheckpointError(
+            f"checkpoints {checkpoints}: all are damaged, the oldest because {problem}; remove "
+            f"them to train from the first step"
+        )
     return None
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
     state: dict[str, Any] = json.loads((checkpoint / _STATE).read_text())
     return state
+
+
+def identity(config: Config, catalogue: str) -> dict[str, Any]:
+    """By setting, what a checkpoint must share with the run that resumes from it.
+
+    What shapes the parameters and their shards, and the data; learning rates, weights of losses
+    and the number of steps may change. catalogue: the store's digest.
+    """
+    sections = {"model": config.model, "discriminator": config.discriminator}
+    shapes = {
+        f"{name}.{field}": value
+        for name, section in sections.items()
+        for field, value in section.model_dump(mode="json").items()
+    }
+    return shapes | {
+        "launch.workers": config.launch.workers,
+        "launch.zero_stage": config.launch.zero_stage,
+        "prior.components": config.prior.components,
+        "prior.learned": config.prior.learned,
+        "optim.ema": config.optim.ema > 0,
+        "data.patch": f"{len(config.data.patch)}D",
+        "data.store": f"catalogue {catalogue[:12]}",
+    }
+
+
+def refuse_other(checkpoint: Path, run: Mapping[str, Any]) -> None:
+    """Raise CheckpointError, naming the settings, if the checkpoint is not of a run like this."""
+    saved = read_state(checkpoint)["identity"]
+    other = [f"{k} is {v} there and {run[k]} here" for k, v in saved.items() if v != run.get(k, v)]
+    if other:
+        raise CheckpointError(
+            f"checkpoint {checkpoint}: {', '.join(other)}; resume with the same, or train into "
+            f"another folder"
+        )
 
 
 def prune(checkpoints: Path, keep: int) -> None:

@@ -4,60 +4,76 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-from launch.run_folder import RunFolder
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
 __all__ = ["follow"]
 
 
 def follow(
-    folder: RunFolder,
+    new: Callable[[], list[dict[str, Any]]],
     steps: int,
     running: Callable[[], bool],
     console: Console,
     poll_s: float = 0.5,
 ) -> None:
-    """Show the run's metrics as they are written, until `running()` is false."""
-    columns = (
-        TextColumn("[bold]train"),
-        BarColumn(bar_width=20),
-        TaskProgressColumn(),
-        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-        TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[note]}"),
-    )
-    shown = -1
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("train", total=steps, note="starting workers")
+    """Show what `new()` gives, the metrics since the last call, until `running()` is false."""
+    with ExitStack() as stack:
+        bar: Live | None = None
+        if console.is_terminal:
+            start = _bar(0, steps, "starting workers", "")
+            bar = stack.enter_context(Live(start, console=console, auto_refresh=False))
+        shown = 0
         while True:
             alive = running()
-            for record in folder.read_metrics():
-                if record["step"] > shown:
-                    shown = record["step"]
-                    bar.update(task, completed=shown, note=_note(record))
-                    if not console.is_terminal:
-                        left = (steps - shown) / record["steps_per_s"]
-                        console.print(
-                            f"step {shown}/{steps}  {_note(record)}  {left / 60:.1f} min left",
-                            soft_wrap=True,
-                        )
+            for record in new():
+                step, pace, losses = record["step"], _pace(record, steps), _losses(record)
+                if step <= shown:
+                    console.print(f"workers restarted: went on from a checkpoint before {step}")
+                shown = step
+                if bar is not None:
+                    bar.update(_bar(step, steps, pace, losses), refresh=True)
+                else:
+                    console.print(f"step {step}/{steps}  {pace}  {losses}", soft_wrap=True)
             if not alive:
                 return
             time.sleep(poll_s)
 
 
-def _note(record: dict[str, Any]) -> str:
+def _bar(step: int, steps: int, pace: str, losses: str) -> Group:
+    """Two lines, which 80 columns hold."""
+    first = Table.grid(padding=(0, 1))
+    first.add_row("[bold]train", ProgressBar(steps, step, width=20), f"{step}/{steps}  {pace}")
+    return Group(first, Text(losses, style="dim"))
+
+
+def _pace(record: dict[str, Any], steps: int) -> str:
+    rate = record["steps_per_s"]
+    left = _clock((steps - record["step"]) / rate)
+    return f"{left} left  {rate:.2f} steps/s  data wait {record['data_wait']:.0%}"
+
+
+def _losses(record: dict[str, Any]) -> str:
+    """The terms, each averaged over the two domains."""
+
     def both(term: str) -> str:
         group, name = term.split(".")
         return f"{(record[f'{group}1.{name}'] + record[f'{group}2.{name}']) / 2:.3f}"
 
     return (
-        f"{record['steps_per_s']:.2f} steps/s  data wait {record['data_wait']:.0%}  "
         f"rec {both('vae.reconstruction')}  cycle {both('cycle.reconstruction')}  "
         f"kl {both('vae.kl')}  G {both('gan.generator')}  D {both('gan.discriminator')}  "
         f"K_eff {record['prior.effective_components']:.1f}"
     )
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,14 +1,23 @@
-"""The folder of a run: where its configuration, metrics, checkpoints and model lie."""
+"""The folder of a run: where its configuration, metrics, checkpoints, logs and model lie."""
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["RunFolder"]
+__all__ = ["MetricsTail", "RunBusy", "RunFolder"]
+
+Record = dict[str, Any]
+
+
+class RunBusy(RuntimeError):
+    """Another process trains in this folder."""
 
 
 @dataclass(frozen=True)
@@ -40,20 +49,80 @@ class RunFolder:
         """While this file exists, workers save and stop at the next logged step."""
         return self.root / "stop"
 
-    def append_metrics(self, record: dict[str, Any]) -> None:
+    @property
+    def failure(self) -> Path:
+        """Why this run cannot go on: one line for the user, then the traceback."""
+        return self.root / "failure.txt"
+
+    def log(self, rank: int) -> Path:
+        """What the process of a rank logged, with its warnings and tracebacks."""
+        return self.root / "logs" / f"rank_{rank}.log"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """The right to train here, which goes with the process. Raises RunBusy at once."""
+        with (self.root / "lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise RunBusy(
+                    f"run {self.root}: process {file.read() or '?'} is training here; wait for "
+                    f"its end, or choose another folder"
+                ) from None
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
+    def append_metrics(self, record: Record) -> None:
         with self.metrics.open("a") as file:
             file.write(json.dumps(record) + "\n")
 
-    def read_metrics(self) -> Iterator[dict[str, Any]]:
+    def read_metrics(self) -> Iterator[Record]:
         """The records of one history: after a resume, those it had run past are left out."""
         if not self.metrics.exists():
             return
-        kept: list[dict[str, Any]] = []
-        for line in self.metrics.read_text().splitlines():
-            if not line.endswith("}"):  # the last line may be in the middle of being written
-                continue
-            record: dict[str, Any] = json.loads(line)
+        kept: list[Record] = []
+        for record in _records(self.metrics.read_text()):
             while kept and kept[-1]["step"] >= record["step"]:
                 kept.pop()
             kept.append(record)
         yield from kept
+
+
+class MetricsTail:
+    """What is appended to a run's metrics from now on."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._path = folder.metrics
+        self._start = self._read = self._size()
+
+    @property
+    def empty(self) -> bool:
+        """Nothing was appended yet, read or not."""
+        return self._size() == self._start
+
+    def _size(self) -> int:
+        return self._path.stat().st_size if self._path.exists() else 0
+
+    def new(self) -> list[Record]:
+        """The records since the last call."""
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._read)
+            written = file.read()
+        whole = written[: written.rfind(b"\n") + 1]  # the last line may be half written
+        self._read += len(whole)
+        return list(_records(whole.decode()))
+
+
+def _records(text: str) -> Iterator[Record]:
+    """One for each line, save those that a killed process left half written."""
+    for line in text.splitlines():
+        try:
+            record: Record = json.loads(line)
+        except ValueError:
+            continue
+        yield record

@@ -6,111 +6,113 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import click
-import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 from rich.console import Console
 
 from launch import checkpoint
+from launch.cluster import cluster
+from launch.failure import cause
 from launch.progress import follow
-from launch.run_folder import RunFolder
+from launch.run_folder import MetricsTail, RunBusy, RunFolder
 from pmg.config import Config, ConfigError, load_config
 from storage.store import Store
+from storage.stream import open_stream
 
 __all__ = ["TrainingFailed", "train"]
 
-# The workers exchange tensors by gloo or NCCL, not through Ray's object store.
-_OBJECT_STORE_BYTES = 200 * 1024**2
+_INTERRUPTED = 128 + signal.SIGINT  # what shells expect of a program that Ctrl-C ended
 
 
 class TrainingFailed(RuntimeError):
-    """A run that ended early; the message is the first worker's error."""
+    """A run that ended early; the message is the error that ended it, and where to read more."""
 
 
 def train(config: Config, run: Path, *, console: Console | None = None) -> RunFolder:
     """Train to the last step, or go on from the run folder's newest checkpoint.
 
-    Ctrl-C asks the workers to save and stop after the current steps; a second one ends at once.
-    Raises ConfigError before anything is started if the store does not fit, TrainingFailed with
-    the cause if the workers died more often than launch.max_failures.
+    Ctrl-C (or SIGTERM) asks the workers to save and stop after the current steps, then raises
+    KeyboardInterrupt; before the first step, and the second time, it does so at once.
+
+    Raises before anything is started ConfigError and StoreError if the store does not fit,
+    CheckpointError if the folder's checkpoints are of another run, RunBusy if another process
+    trains there; and TrainingFailed when an error came that no restart cures, or the workers died
+    more often than launch.max_failures.
     """
     console = console or Console()
-    config = _with_grid(config)
+    config, catalogue = _with_store(config)
     folder = RunFolder(run.resolve())
     folder.root.mkdir(parents=True, exist_ok=True)
-    folder.stop_request.unlink(missing_ok=True)
-    folder.config.write_text(config.to_yaml())
-    resumed = checkpoint.newest(folder.checkpoints)
-    if resumed is not None:
-        if checkpoint.read_state(resumed)["step"] >= config.train.steps:
-            console.print(f"run {folder.root} has taken its {config.train.steps} steps already")
-            return folder
-        console.print(f"resuming from {resumed}", soft_wrap=True)
-    with _cluster(config):
-        trainer = _trainer(config, folder)
-        console.print(f"run: {folder.root} (starting {config.launch.workers} workers)")
-        fit = _InThread(trainer.fit)
-        with _stop_on_interrupt(folder, console):
-            follow(folder, config.train.steps, fit.is_alive, console)
-        if fit.error is not None:
-            raise TrainingFailed(_cause(fit.error)) from fit.error
+    with folder.locked():
+        found = checkpoint.newest(folder.checkpoints)
+        if found is not None:
+            checkpoint.refuse_other(found, checkpoint.identity(config, catalogue))
+            step = checkpoint.read_state(found)["step"]
+            if step >= config.train.steps:
+                console.print(f"run {folder.root}: {step} steps are done", soft_wrap=True)
+                return folder
+            console.print(f"resuming from {found}", soft_wrap=True)
+        for stale in (folder.stop_request, folder.failure):
+            stale.unlink(missing_ok=True)
+        folder.config.write_text(config.to_yaml())
+        console.print(
+            f"run {folder.root}: starting {config.launch.workers} workers", soft_wrap=True
+        )
+        with cluster(config.launch):
+            _fit(config, folder, console)
     return folder
 
 
-def _with_grid(config: Config) -> Config:
-    """The configuration with the store's absolute path and spacing."""
-    if config.data.store is None:
+def _fit(config: Config, folder: RunFolder, console: Console) -> None:
+    """Run the workers to their end, showing what they report."""
+    tail = MetricsTail(folder)
+    fit = _InThread(_trainer(config, folder).fit)
+    with _stop_on_interrupt(folder, tail, console):
+        follow(
+            tail.new,
+            config.train.steps,
+            lambda: fit.is_alive() and not folder.failure.exists(),
+            console,
+        )
+        stopped = folder.stop_request.exists()
+    if folder.failure.exists():
+        line = folder.failure.read_text().partition("\n")[0]
+        raise TrainingFailed(f"{line}\nthe traceback is in {folder.failure}")
+    if fit.error is not None:
+        raise TrainingFailed(
+            f"{cause(fit.error)}\nthe workers' logs are in {folder.log(0).parent}"
+        ) from fit.error
+    if stopped:
+        console.print("stopped; the same command goes on from the checkpoint")
+        raise KeyboardInterrupt
+
+
+def _with_store(config: Config) -> tuple[Config, str]:
+    """The configuration with the store's absolute path and spacing, and the store's digest."""
+    data = config.data
+    if data.store is None:
         raise ConfigError("config data.store: missing; expected the folder that pmg ingest wrote")
-    store = Store.open(config.data.store)
+    store = Store.open(data.store)
     domains = {row.domain for row in store.rows}
     if domains != {1, 2}:
         raise ConfigError(
-            f"config data.store: {config.data.store} holds volumes of domain "
+            f"config data.store: {data.store} holds volumes of domain "
             f"{sorted(domains) or 'none'}; training needs both 1 and 2"
         )
+    # Opened to be refused here, where no pair of patches can be drawn, and not by every worker.
+    open_stream(
+        store, data, seed=config.train.seed, rank=0, world_size=1, global_batch=config.train.batch
+    ).close()
     spacing = store.spacing_mm or store.rows[0].spacing_mm
-    data = config.data.model_copy(
-        update={"store": config.data.store.resolve(), "spacing_mm": tuple(spacing)}
-    )
-    return config.model_copy(update={"data": data})
-
-
-@contextmanager
-def _cluster(config: Config) -> Iterator[None]:
-    """The cluster at launch.address, the one a Ray job runs in, or a local one for this run."""
-    if ray.is_initialized():
-        yield
-        return
-    address = config.launch.address or os.environ.get("RAY_ADDRESS")
-    local = {} if address else _local_resources(config)
-    ray.init(
-        address=address,
-        log_to_driver=False,
-        logging_level="error",
-        **local,
-    )
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _local_resources(config: Config) -> dict[str, Any]:
-    launch = config.launch
-    return {
-        # As many as asked for, on however few cores: a laptop can run what a cluster will.
-        "num_cpus": max(os.cpu_count() or 1, int(launch.workers * launch.cpus_per_worker)),
-        "object_store_memory": _OBJECT_STORE_BYTES,
-        "dashboard_host": "127.0.0.1",
-        "include_dashboard": True,  # without it Ray Train 2.60 warns every second
-    }
+    data = data.model_copy(update={"store": data.store.resolve(), "spacing_mm": tuple(spacing)})
+    return config.model_copy(update={"data": data}), store.digest
 
 
 def _trainer(config: Config, folder: RunFolder) -> TorchTrainer:
@@ -131,32 +133,22 @@ def _trainer(config: Config, folder: RunFolder) -> TorchTrainer:
             name="ray",
             storage_path=str(folder.root),
             failure_config=ray.train.FailureConfig(max_failures=launch.max_failures),
-            worker_runtime_env={"env_vars": _worker_environment(config)},
         ),
     )
 
 
 def _work(arguments: dict[str, Any]) -> None:
+    if not arguments["config"]["launch"]["gpus_per_worker"]:
+        os.environ["DS_ACCELERATOR"] = "cpu"  # read when DeepSpeed is imported
     from launch.worker import train_worker  # noqa: PLC0415  DeepSpeed is for the workers alone
 
     train_worker(arguments)
 
 
-def _worker_environment(config: Config) -> dict[str, str]:
-    """Threads as granted, and a path to the tools that DeepSpeed compiles its CPU op with."""
-    environment = {
-        "OMP_NUM_THREADS": str(max(1, int(config.launch.cpus_per_worker))),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    }
-    if not config.launch.gpus_per_worker:
-        environment["DS_ACCELERATOR"] = "cpu"
-    return environment
-
-
 class _InThread(threading.Thread):
     """A call on another thread, which leaves the main one free for progress and Ctrl-C."""
 
-    def __init__(self, call: Any) -> None:
+    def __init__(self, call: Callable[[], object]) -> None:
         super().__init__(daemon=True)
         self._call = call
         self.error: BaseException | None = None
@@ -170,30 +162,23 @@ class _InThread(threading.Thread):
 
 
 @contextmanager
-def _stop_on_interrupt(folder: RunFolder, console: Console) -> Iterator[None]:
+def _stop_on_interrupt(folder: RunFolder, tail: MetricsTail, console: Console) -> Iterator[None]:
     def request_stop(signum: int, frame: FrameType | None) -> None:
-        if folder.stop_request.exists():
+        if folder.stop_request.exists() or tail.empty:  # told twice, or nothing to save
             raise KeyboardInterrupt
         folder.stop_request.touch()
         console.print("stopping: saving a checkpoint first (Ctrl-C again to end at once)")
 
-    before = signal.signal(signal.SIGINT, request_stop)
+    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+        yield
+        return
+    before = {s: signal.signal(s, request_stop) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         folder.stop_request.unlink(missing_ok=True)
-
-
-def _cause(error: BaseException) -> str:
-    """The innermost error of Ray's wrapping, in one line."""
-    failures = getattr(error, "worker_failures", None)
-    if failures:
-        error = next(iter(failures.values()))
-    while getattr(error, "cause", None) is not None:
-        error = error.cause  # type: ignore[attr-defined]
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
 
 
 @click.command()
@@ -201,10 +186,15 @@ def _cause(error: BaseException) -> str:
 @click.option("--run", type=click.Path(path_type=Path), required=True, help="folder of the run")
 @click.argument("overrides", nargs=-1)
 def main(source: str | None, run: Path, overrides: Sequence[str]) -> None:
-    """Train on the store at data.store; OVERRIDES are section.field=value."""
+    """Train on the store at data.store; OVERRIDES are section.field=value.
+
+    Ends with 0 when all steps are taken, 130 when it was stopped, 1 when it failed.
+    """
     try:
         train(load_config(source, overrides), run)
-    except (ValueError, TrainingFailed) as error:
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
+    except (ValueError, OSError, TrainingFailed, RunBusy) as error:
         raise click.ClickException(str(error)) from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,12 +15,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from launch import checkpoint
 from launch.engine import DeepSpeedEngine
+from launch.failure import recorded, worker_log
 from launch.run_folder import RunFolder
+from launch.saver import Saver
 from pmg.config import Config
 from pmg.training import Training, averaged_copy, build_modules
-from pmg.weights import save_translator
 from storage.store import Store
 from storage.stream import Batch, PatchStream, open_stream
 
@@ -35,10 +36,20 @@ def train_worker(arguments: dict[str, Any]) -> None:
     """
     config = Config.model_validate(arguments["config"])
     folder = RunFolder(Path(arguments["run"]))
+    rank = dist.get_rank()
+    if not folder.config.is_file():
+        raise FileNotFoundError(
+            f"run {folder.root}: rank {rank} on {socket.gethostname()} does not see this folder; "
+            f"expected one on a file system that all nodes share"
+        )
+    with worker_log(folder, rank), recorded(folder, rank):
+        _train(config, folder, rank)
+
+
+def _train(config: Config, folder: RunFolder, rank: int) -> None:
     assert config.data.store is not None
     torch.set_num_threads(max(1, int(config.launch.cpus_per_worker)))
-    rank, world_size = dist.get_rank(), dist.get_world_size()
-
+    world_size = dist.get_world_size()
     store = Store.open(config.data.store)
     modules = build_modules(config)
     averaged = averaged_copy(modules[0], config)
@@ -50,7 +61,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
         device=translator.device,
         averaged=averaged.to(translator.device) if averaged is not None else None,
     )
-    saver = _Saver(training, translator, critic, folder, store.digest)
+    saver = Saver(training, translator, critic, folder, store.digest)
     saver.resume()
     with open_stream(
         store,
@@ -61,10 +72,11 @@ def train_worker(arguments: dict[str, Any]) -> None:
         global_batch=config.train.batch,
         start_step=training.step,
     ) as stream:
+        _log.info("from step %d to %d, %d ranks", training.step, config.train.steps, world_size)
         _run(training, stream, saver, folder)
 
 
-def _run(training: Training, stream: PatchStream, saver: _Saver, folder: RunFolder) -> None:
+def _run(training: Training, stream: PatchStream, saver: Saver, folder: RunFolder) -> None:
     config = training.config.train
     meter = _Meter(training.step)
     while training.step < config.steps:
@@ -74,9 +86,9 @@ def _run(training: Training, stream: PatchStream, saver: _Saver, folder: RunFold
         if training.step % config.log_every and not last:
             continue
         record, stop = meter.summary(training.step, stop=folder.stop_request.exists())
+        _refuse_nan(record)
         if dist.get_rank() == 0:
             folder.append_metrics(record)
-        _refuse_nan(record)
         if last or stop or training.step % config.checkpoint_every == 0:
             saver.save()
             ray.train.report(record)
@@ -121,76 +133,11 @@ class _Meter:
         return record, stops > 0
 
 
-class _Saver:
-    """Checkpoints of this run: written by all ranks, sealed by rank 0."""
-
-    def __init__(
-        self,
-        training: Training,
-        translator: DeepSpeedEngine,
-        critic: DeepSpeedEngine,
-        folder: RunFolder,
-        catalogue_digest: str,
-    ) -> None:
-        self._training, self._folder = training, folder
-        self._engines = {"translator": translator, "critic": critic}
-        self._catalogue_digest = catalogue_digest
-
-    def save(self) -> None:
-        training, folder = self._training, self._folder
-        partial = checkpoint.partial_folder(folder.checkpoints, training.step)
-        for name, engine in self._engines.items():
-            engine.save(partial / name)
-        dist.barrier()
-        if dist.get_rank() == 0:
-            if training.averaged is not None:
-                torch.save(training.averaged.state_dict(), partial / "averaged.pt")
-            state = {
-                "step": training.step,
-                "world_size": dist.get_world_size(),
-                "zero_stage": training.config.launch.zero_stage,
-                "catalogue": self._catalogue_digest,
-            }
-            checkpoint.commit(partial, state)
-            checkpoint.prune(folder.checkpoints, training.config.train.keep)
-            save_translator(training.translating_model, training.config, folder.model)
-        dist.barrier()
-
-    def resume(self) -> None:
-        """Go on from the newest good checkpoint, if there is one and it belongs to this run."""
-        training = self._training
-        found = checkpoint.newest(self._folder.checkpoints)
-        if found is None:
-            return
-        state = checkpoint.read_state(found)
-        self._refuse_other("world_size", state, dist.get_world_size(), "launch.workers", found)
-        stage = training.config.launch.zero_stage
-        self._refuse_other("zero_stage", state, stage, "launch.zero_stage", found)
-        self._refuse_other("catalogue", state, self._catalogue_digest, "data.store", found)
-        for name, engine in self._engines.items():
-            engine.load(found / name)
-        if training.averaged is not None:
-            weights = torch.load(found / "averaged.pt", map_location="cpu", weights_only=True)
-            training.averaged.load_state_dict(weights)
-        training.step = state["step"]
-        if dist.get_rank() == 0:
-            _log.info("resumed from %s", found)
-
-    @staticmethod
-    def _refuse_other(
-        name: str, state: dict[str, Any], now: object, setting: str, found: Path
-    ) -> None:
-        if state[name] != now:
-            raise checkpoint.CheckpointError(
-                f"checkpoint {found}: written with {name} {state[name]}, but {setting} gives {now};"
-                f" resume with the same, or train into another folder"
-            )
-
-
 def _refuse_nan(record: dict[str, Any]) -> None:
     bad = [name for name, value in record.items() if not math.isfinite(value)]
     if bad:
+        named = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
         raise FloatingPointError(
-            f"step {record['step']}: {', '.join(bad)} is not finite; lower optim.lr, or resume "
-            f"from the last checkpoint with another train.seed"
+            f"step {record['step']}: {named} not finite; lower optim.lr, or resume from the last "
+            f"checkpoint with another train.seed"
         )

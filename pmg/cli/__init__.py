@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import click
 
 __all__ = ["main", "refusals"]
+
+_INTERRUPTED = 128 + signal.SIGINT  # what shells expect of a program that Ctrl-C ended
 
 _COMMANDS = {
     "phantom": "Write a cohort of synthetic CT series in DICOM, with truth for the test cases.",
@@ -56,6 +60,8 @@ def refusals() -> Iterator[None]:
     """
     try:
         yield
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
     except (ValueError, RuntimeError, OSError) as error:
         if type(error) in (ValueError, RuntimeError):
             raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -69,17 +69,19 @@ def train_alone(config: Config, steps: int) -> dict[str, torch.Tensor]:
     return parameters(training)
 
 
-def train_together(config: Config, steps: int, out: Path) -> None:
-    """`config.launch.workers` processes; what rank 0 ends with is written to `out`."""
-    mp.spawn(_rank, (config, steps, out), nprocs=config.launch.workers)
+def train_together(configs: Sequence[Config], steps: int, folder: Path) -> None:
+    """Two processes train one configuration after the other; `folder/ITS_NUMBER.pt` has the ends.
+
+    Each is a dictionary of parameters, and of `sharded`: how many a rank did not have in full.
+    """
+    mp.spawn(_rank, (configs, steps, folder), nprocs=2)
 
 
-def _rank(rank: int, config: Config, steps: int, out: Path) -> None:
+def _rank(rank: int, configs: Sequence[Config], steps: int, folder: Path) -> None:
     os.environ |= {"DS_ACCELERATOR": "cpu", "LOCAL_RANK": str(rank)}
     torch.set_num_threads(1)
-    size = config.launch.workers
-    rendezvous = f"file://{out}.rendezvous"
-    dist.init_process_group("gloo", rendezvous, timedelta(seconds=120), size, rank)
+    rendezvous = f"file://{folder / 'rendezvous'}"
+    dist.init_process_group("gloo", rendezvous, timedelta(seconds=120), 2, rank)
     import deepspeed  # noqa: PLC0415  after DS_ACCELERATOR
 
     from launch.engine import DeepSpeedEngine  # noqa: PLC0415
@@ -89,13 +91,14 @@ def _rank(rank: int, config: Config, steps: int, out: Path) -> None:
     def engines(translator, critic, config):
         return DeepSpeedEngine(translator, config), DeepSpeedEngine(critic, config)
 
-    training = start(config, engines)
-    advance(training, steps, rank, size)
-    everything = [p for e in (training.translator, training.critic) for p in e.module.parameters()]
-    partitioned = sum(p.numel() == 0 for p in everything)
-    with deepspeed.zero.GatheredParameters(everything):
-        if rank == 0:
-            torch.save({"partitioned": partitioned, **parameters(training)}, out)
+    for number, config in enumerate(configs):
+        training = start(config, engines)
+        advance(training, steps, rank, 2)
+        modules = (training.translator.module, training.critic.module)
+        sharded = sum(p.numel() == 0 for module in modules for p in module.parameters())
+        with training.translator.whole(), training.critic.whole():
+            if rank == 0:
+                torch.save({"sharded": sharded} | parameters(training), folder / f"{number}.pt")
     dist.barrier()
     dist.destroy_process_group()
 

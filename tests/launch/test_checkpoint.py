@@ -36,6 +36,21 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(tmp_pat
     assert str(newest) in caplog.text
 
 
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew_unasked(tmp_path):
+    for folder in (write(tmp_path, 10), write(tmp_path, 20)):
+        (folder / "translator" / "shard").unlink()
+    with pytest.raises(checkpoint.CheckpointError, match="translator/shard is missing"):
+        checkpoint.newest(tmp_path)
+
+
+def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(tmp_path):
+    write(tmp_path, 10)
+    damaged = write(tmp_path, 20)
+    (damaged / "manifest.json").unlink()
+    assert write(tmp_path, 20, "new weights") == damaged == checkpoint.newest(tmp_path)
+    assert (damaged / "translator" / "shard").read_text() == "new weights 20"
+
+
 def test_what_was_not_committed_does_not_count(tmp_path):
     whole = write(tmp_path, 10)
     partial = checkpoint.partial_folder(tmp_path, 20)
