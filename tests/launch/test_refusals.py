@@ -80,11 +80,11 @@ def test_a_checkpoint_that_other_settings_wrote(store, tmp_path, section, field,
 
 def test_a_checkpoint_that_was_trained_on_another_cohort(tmp_path):
     store = make_store(tmp_path / "store")
-    folder = with_checkpoint(tmp_path / "run", small_config(store.path))
+    folder = with_checkpoint(tmp_path / "run", small_config(store.place.root))
     with store.writer() as writer:
         writer.commit([], removed=["ct-2-1"])
     with pytest.raises(checkpoint.CheckpointError, match=r"data\.store is catalogue \w+ there"):
-        train(small_config(store.path), folder.root)
+        train(small_config(store.place.root), folder.root)
 
 
 def test_a_folder_in_which_another_run_is_under_way(store, tmp_path):
