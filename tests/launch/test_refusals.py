@@ -50,7 +50,7 @@ def test_a_store_of_one_domain(store, tmp_path):
     with one_sided.writer() as writer:
         writer.commit([], removed=["ct-2-1", "ct-2-2"])
     with pytest.raises(ConfigError, match=r"domain \[1\]; training needs both"):
-        train(small_config(one_sided.path), tmp_path / "run")
+        train(small_config(one_sided.place.root), tmp_path / "run")
 
 
 def test_patches_larger_than_the_volumes(store, tmp_path):
