@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import zarr
-from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.codecs import BloscCodec, Crc32cCodec, ShardingCodecIndexLocation
+from zarr.core.array import ShardsConfigParam
+from zarr.core.buffer import Buffer
+from zarr.storage import MemoryStore
 
-from storage.durable import sync_tree
 from storage.errors import IngestError, StoreError
 from storage.layout import layout_of
+from storage.place import Place
 
-__all__ = ["as_int16", "content_digest", "write_array"]
+__all__ = ["Written", "as_int16", "content_digest", "write_array"]
 
 # Zarr reads a chunk that is not there as the fill value, without an error, and does not write one
 # that holds nothing else. No stored voxel has this value.
 _MISSING_HU = -32768
 _PADDING_HU = -1024
+
+
+@dataclass(frozen=True)
+class Written:
+    """An array on its place: bytes of all its files, SHA-256 of its zarr.json."""
+
+    stored_bytes: int
+    metadata_digest: str
 
 
 def as_int16(hu: np.ndarray) -> np.ndarray:
@@ -45,43 +56,51 @@ def content_digest(hu: np.ndarray, affine: Sequence[float]) -> str:
 
 
 def write_array(
-    root: Path,
+    place: Place,
     array_path: str,
     hu: np.ndarray,
     attributes: Mapping[str, Any],
     origin: Sequence[int],
-) -> None:
-    """Write int16 voxels to a new array, behind the padding of `layout_of`, and bring it to the
-    disk.
+) -> Written:
+    """Write int16 voxels to a new array: every file once, durably, zarr.json last.
 
-    Raises StoreError when the disk refuses; nothing of the array stays then.
+    They come behind the padding of `layout_of`: the volume is the array's end, not all of it.
+    origin: the voxel that is the origin of the body-centred frame.
+
+    Zarr encodes in memory and the place writes, since zarr's own store does not fsync. Raises
+    StoreError when the place refuses; nothing of the array stays then.
     """
-    folder = root / array_path
     layout = layout_of(hu.shape, origin)
     padded = np.pad(hu, [(n, 0) for n in layout.lead], constant_values=_PADDING_HU)
+    encoded: dict[str, Buffer] = {}
+    array = zarr.create_array(
+        store=MemoryStore(encoded),
+        shape=padded.shape,
+        dtype="int16",
+        chunks=layout.chunk,
+        # The index first: a reader needs neither the file's size nor a second request for it.
+        shards=ShardsConfigParam(
+            shape=layout.shard, index_location=ShardingCodecIndexLocation.start
+        ),
+        # The checksum is of the compressed bytes: damaged blosc decodes to wrong HU silently.
+        compressors=[
+            BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle", typesize=2),
+            Crc32cCodec(),
+        ],
+        fill_value=_MISSING_HU,
+        attributes=dict(attributes),
+    )
+    array[...] = padded
+    metadata = encoded.pop("zarr.json").to_bytes()
+    stored_bytes = len(metadata)
     try:
-        array = zarr.create_array(
-            store=root,
-            name=array_path,
-            shape=padded.shape,
-            dtype="int16",
-            chunks=layout.chunk,
-            # The index first: a reader needs one request for it, and not the file's size.
-            shards={"shape": layout.shard, "index_location": "start"},
-            # The checksum is of the compressed bytes: damaged blosc decodes to wrong HU silently.
-            compressors=[
-                BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle", typesize=2),
-                Crc32cCodec(),
-            ],
-            fill_value=_MISSING_HU,
-            attributes=dict(attributes),
-        )
-        array[...] = padded
-        sync_tree(folder)
-    except BaseException as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise StoreError(
-                f"{folder}: not written ({error.strerror or error}); the store stays as it was"
-            ) from error
+        while encoded:
+            name, shard = encoded.popitem()
+            stored_bytes += len(shard)
+            place.replace(f"{array_path}/{name}", shard.to_bytes())
+        place.replace(f"{array_path}/zarr.json", metadata)
+    except BaseException:
+        with suppress(StoreError):  # the next writer sweeps
+            place.remove_tree(array_path)
         raise
+    return Written(stored_bytes, hashlib.sha256(metadata).hexdigest())

@@ -13,7 +13,7 @@ import json
 import math
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -22,8 +22,9 @@ from numpy.typing import ArrayLike
 
 from storage.errors import StoreCorrupt, StoreError
 from storage.layout import Index
+from storage.place import Place
 
-__all__ = ["Files", "ShardedArray"]
+__all__ = ["ShardedArray"]
 
 _CHECKSUM = 4  # bytes
 _BLOSC_HEADER = 16  # bytes, which is also what blosc may add to data that it cannot compress
@@ -39,50 +40,32 @@ _LITTLE_ENDIAN = {"name": "bytes", "configuration": {"endian": "little"}}
 _COMPRESSORS = ("lz4", "lz4hc", "zstd")
 
 
-class Files(Protocol):
-    """What the reader needs of the place where a store lies; `str` names it in messages."""
-
-    def read(self, name: str) -> bytes: ...
-    def read_ranges(
-        self, name: str, starts: Sequence[int], lengths: Sequence[int]
-    ) -> Sequence[Any]: ...
-
-
 class ShardedArray:
-    """One volume's int16 voxels, z, y, x. Safe to share between threads and across a fork.
+    """One volume's int16 voxels, z, y, x. Safe to share between threads.
 
     Keeps the indexes of the shards that it has read, 16 bytes for each chunk, and nothing else.
     """
 
-    def __init__(
-        self, files: Files, path: str, shape: Index, lead: Index, chunk: Index, shard: Index
-    ) -> None:
-        self.shape = shape
-        self.chunk = chunk
-        self._files = files
-        self._path = path
-        self._lead = lead
-        self._grid = _index([s // c for s, c in zip(shard, chunk, strict=True)])
-        self._largest = 2 * math.prod(chunk) + _BLOSC_HEADER + _CHECKSUM
-        self._indexes: dict[str, np.ndarray] = {}
-
-    @classmethod
-    def open(cls, files: Files, path: str, shape: Sequence[int]) -> ShardedArray:
+    def __init__(self, place: Place, path: str, metadata: bytes, shape: Sequence[int]) -> None:
         """The array at `path` whose last `shape` voxels along each axis are the volume.
 
-        Raises StoreCorrupt unless its zarr.json describes what this program writes: int16, one
-        level of shards with their index at the start, chunks of blosc with a CRC-32C, and padding
-        of less than a chunk before the volume. All sizes are then bounded by `shape`.
+        metadata: its zarr.json. Raises StoreCorrupt unless that describes what this program
+        writes: int16, one level of shards with their index at the start, chunks of blosc with a
+        CRC-32C, and padding of less than a chunk before the volume. All sizes are then bounded by
+        `shape`.
         """
-        name = f"{path}/zarr.json"
-        data = files.read(name)
+        self.shape = _index(shape)
+        self._place = place
+        self._path = path
         try:
-            found = _understood(json.loads(data), _index(shape))
+            self._lead, self.chunk, shard = _understood(json.loads(metadata), self.shape)
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise StoreCorrupt(
-                f"{files}/{name}: not an array of a pmg store ({type(error).__name__}: {error})"
+                f"{place}/{path}/zarr.json: not of a pmg store ({type(error).__name__}: {error})"
             ) from error
-        return cls(files, path, _index(shape), *found)
+        self._grid = _index([s // c for s, c in zip(shard, self.chunk, strict=True)])
+        self._largest = 2 * math.prod(self.chunk) + _BLOSC_HEADER + _CHECKSUM
+        self._indexes: dict[str, np.ndarray] = {}
 
     def read(self, start: Sequence[int], shape: Sequence[int]) -> np.ndarray:
         """HU of `shape` from voxel `start` on. Raises what `cut` raises."""
@@ -102,7 +85,7 @@ class ShardedArray:
         outside = ((first < 0) | (first + shape > self.shape)).any(axis=1)
         if outside.any():
             raise StoreError(
-                f"{self._files}/{self._path} has shape {self.shape}; box {tuple(shape)} at "
+                f"{self._place}/{self._path} has shape {self.shape}; box {tuple(shape)} at "
                 f"{tuple(first[outside][0].tolist())} reaches out of it"
             )
         columns = _columns((first + self._lead).tolist(), shape, self.chunk)
@@ -156,7 +139,7 @@ class ShardedArray:
                 runs[-1].append(entry)
                 ends[-1] = max(ends[-1], entry.offset + entry.length)
             lengths = [end - start for start, end in zip(starts, ends, strict=True)]
-            buffers = self._files.read_ranges(name, starts, lengths)
+            buffers = self._place.read_ranges(name, starts, lengths)
             for run, start, buffer in zip(runs, starts, buffers, strict=True):
                 data = np.frombuffer(buffer, np.uint8)
                 for _, offset, length, place in run:
@@ -182,10 +165,10 @@ class ShardedArray:
     def _read_index(self, name: str) -> np.ndarray:
         """[z, y, x, 2] uint64 offset and length of a shard's chunks."""
         size = _ENTRY * math.prod(self._grid)
-        (buffer,) = self._files.read_ranges(name, [0], [size + _CHECKSUM])
+        (buffer,) = self._place.read_ranges(name, [0], [size + _CHECKSUM])
         data = np.frombuffer(buffer, np.uint8)
         if google_crc32c.value(data[:size]) != int.from_bytes(data[size:].tobytes(), "little"):
-            raise StoreCorrupt(f"{self._files}/{name}: its index is damaged: not its CRC-32C")
+            raise StoreCorrupt(f"{self._place}/{name}: its index is damaged: not its CRC-32C")
         return data[:size].view("<u8").reshape(*self._grid, 2)
 
     def _decode(self, place: Index, data: np.ndarray, out: np.ndarray) -> None:
@@ -205,7 +188,7 @@ class ShardedArray:
             raise StoreCorrupt(f"{self._where(place)} is damaged: {error}") from error
 
     def _where(self, place: Index) -> str:
-        return f"{self._files}/{self._path}: chunk {place}"
+        return f"{self._place}/{self._path}: chunk {place}"
 
 
 class _Scratch(threading.local):
