@@ -21,8 +21,8 @@ from numcodecs import blosc
 from numpy.typing import ArrayLike
 
 from storage.errors import StoreCorrupt, StoreError
-from storage.layout import Index
-from storage.place import Place
+from storage.layout import CHUNK, Index
+from storage.place import LocalPlace, Place
 
 __all__ = ["ShardedArray"]
 
@@ -31,8 +31,11 @@ _BLOSC_HEADER = 16  # bytes, which is also what blosc may add to data that it ca
 _ENTRY = 16  # bytes of a chunk in the shard's index: offset and length, uint64 each
 _NO_CHUNK = 2**64 - 1
 
-# Compressed bytes that are in memory at once; chunks with a smaller gap are read in one range.
-_GROUP_BYTES = 8 * 2**20
+# Stored bytes that are fetched before they are decoded: from a disk what a core's cache holds, since
+# more costs a sixth of the speed; from an object store enough to be worth its latency.
+_DISK_BYTES = 2**20
+_REMOTE_BYTES = 8 * 2**20
+# Chunks with a smaller gap between them are read in one range.
 _GAP_BYTES = 16 * 2**10
 
 _CRC32C = {"name": "crc32c"}
@@ -65,7 +68,18 @@ class ShardedArray:
             ) from error
         self._grid = _index([s // c for s, c in zip(shard, self.chunk, strict=True)])
         self._largest = 2 * math.prod(self.chunk) + _BLOSC_HEADER + _CHECKSUM
+        self._group_bytes = _DISK_BYTES if isinstance(place, LocalPlace) else _REMOTE_BYTES
         self._indexes: dict[str, np.ndarray] = {}
+
+    @staticmethod
+    def working_bytes(tallest: int) -> int:
+        """Most memory that one thread in `cut` takes where volumes have up to `tallest` slices.
+
+        A decoded column of chunks, and the stored bytes of a group of columns or of one column.
+        """
+        n, rows, voxels = CHUNK
+        column = 2 * (-(-tallest // n) + 1) * n * rows * voxels
+        return column + max(_REMOTE_BYTES, column)
 
     def read(self, start: Sequence[int], shape: Sequence[int]) -> np.ndarray:
         """HU of `shape` from voxel `start` on. Raises what `cut` raises."""
@@ -76,8 +90,8 @@ class ShardedArray:
     def cut(self, starts: ArrayLike, shape: Sequence[int], outs: Sequence[np.ndarray]) -> None:
         """Copy several boxes of one shape into `outs`; a chunk that many touch is decoded once.
 
-        starts: [N, 3], the first voxel of each. At most `_GROUP_BYTES` of compressed bytes are in
-        memory at once, and of decoded ones a column of chunks.
+        starts: [N, 3], the first voxel of each. In memory at once are one column of decoded
+        chunks, one under the other, and a few MiB of stored bytes: see `working_bytes`.
         Raises StoreError for a box that reaches out of the volume, StoreCorrupt when a chunk of it
         is missing or does not have its checksum.
         """
@@ -115,7 +129,7 @@ class ShardedArray:
         for column in columns:
             entries = [self._entry((z, column.y, column.x)) for z in column.levels]
             length = sum(entry.length for entry in entries)
-            if group and size + length > _GROUP_BYTES:
+            if group and size + length > self._group_bytes:
                 yield group
                 group, size = [], 0
             group.append((column, entries))
