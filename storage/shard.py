@@ -31,7 +31,7 @@ _BLOSC_HEADER = 16  # bytes, which is also what blosc may add to data that it ca
 _ENTRY = 16  # bytes of a chunk in the shard's index: offset and length, uint64 each
 _NO_CHUNK = 2**64 - 1
 
-# Stored bytes that are fetched before they are decoded: from a disk what a core's cache holds, since
+# Stored bytes that are fetched before they are decoded: from a disk what a core's cache holds, for
 # more costs a sixth of the speed; from an object store enough to be worth its latency.
 _DISK_BYTES = 2**20
 _REMOTE_BYTES = 8 * 2**20
