@@ -18,16 +18,8 @@ import zarr
 
 from storage.array import as_int16, content_digest, open_array, read_array, write_array
 from storage.body import FrameOrigin
-from storage.catalogue import (
-    CATALOGUE,
-    Catalogue,
-    Row,
-    body_cells,
-    hu_histogram,
-    mask_cells,
-    read_catalogue,
-    write_catalogue,
-)
+from storage.catalogue import Catalogue, Row, body_cells, hu_histogram, mask_cells
+from storage.catalogue_file import CATALOGUE, read_catalogue, write_catalogue
 from storage.errors import GeometryError, IngestError, StoreCorrupt, StoreError, StoreMissing
 from storage.place import Place
 from storage.volume import Volume
@@ -122,14 +114,14 @@ class Store:
 
     def read(self, volume_id: str) -> Volume:
         """The whole volume, int16. Raises StoreCorrupt when its digest is not the catalogue's."""
-        row = self.row(volume_id)
+        affine, digest, path = self.rows.get(
+            self.require(volume_id), "affine", "digest", "array_path"
+        )
         with _naming(volume_id):
             hu = read_array(self._array(volume_id), (slice(None),) * 3)
-            if content_digest(hu, row.affine) != row.digest:
-                raise StoreCorrupt(
-                    f"{self.place}/{row.array_path}: has another SHA-256 than stated"
-                )
-        return Volume(hu, np.reshape(row.affine, (4, 4)))
+            if content_digest(hu, affine) != digest:
+                raise StoreCorrupt(f"{self.place}/{path}: has another SHA-256 than stated")
+        return Volume(hu, np.reshape(affine, (4, 4)))
 
     def read_box(self, volume_id: str, start: Sequence[int], shape: Sequence[int]) -> np.ndarray:
         """int16 HU of `shape` from voxel `start` on, z, y, x.
@@ -166,14 +158,14 @@ class Store:
             yield writer
 
     def _open_array(self, volume_id: str) -> zarr.Array[Any]:
-        row = self.row(volume_id)
+        path, digest, shape = self.rows.get(
+            self.require(volume_id), "array_path", "metadata_digest", "shape"
+        )
         with _naming(volume_id):
-            name = f"{row.array_path}/zarr.json"
-            if not row.array_path.startswith("volumes/"):
-                raise StoreCorrupt(f"{self.place}/{name}: this path leads out of the store")
-            if hashlib.sha256(self.place.read(name)).hexdigest() != row.metadata_digest:
+            name = f"{path}/zarr.json"
+            if hashlib.sha256(self.place.read(name)).hexdigest() != digest:
                 raise StoreCorrupt(f"{self.place}/{name}: has another SHA-256 than stated")
-            return open_array(self.place, row.array_path, row.shape)
+            return open_array(self.place, path, shape)
 
 
 class Writer:

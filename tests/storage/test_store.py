@@ -17,7 +17,8 @@ from make_cohort import body_hu, coordinate_store, lps, write_volume
 
 import storage.array
 from storage.body import FrameOrigin
-from storage.catalogue import Catalogue, Row, body_cells, read_catalogue, write_catalogue
+from storage.catalogue import Catalogue, Row, body_cells
+from storage.catalogue_file import read_catalogue, write_catalogue
 from storage.errors import GeometryError, IngestError, StoreCorrupt, StoreError
 from storage.place import Place
 from storage.store import Store, Writer
