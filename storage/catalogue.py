@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, overload
 
 import numpy as np
@@ -14,6 +15,7 @@ import pyarrow.compute as pc
 __all__ = [
     "HU_EDGES",
     "SCHEMA",
+    "SELDOM",
     "Catalogue",
     "Row",
     "body_cells",
@@ -112,14 +114,41 @@ SCHEMA = pa.schema(
 )
 
 
+# What a stream does not ask for.
+SELDOM = (
+    "hu_min",
+    "hu_max",
+    "hu_histogram",
+    "body_box",
+    "stored_bytes",
+    "source_digest",
+    "source_stat",
+    "ingest_version",
+    "provenance",
+)
+
+
 class Catalogue(Sequence[Row]):
     """An immutable list of rows kept as Arrow columns: 100,000 rows are a few arrays.
 
-    A `Row` is made when it is asked for; code that looks at every volume takes `column`.
+    A `Row` is made when it is asked for; code that looks at every volume takes `column`, code that
+    needs a field or two of one volume takes `get`.
     """
 
-    def __init__(self, table: pa.Table) -> None:
-        self.table = table.combine_chunks()
+    def __init__(self, table: pa.Table, rest: Callable[[], pa.Table] | None = None) -> None:
+        """rest: gives the columns that `table` lacks, when they are asked for."""
+        self._table = table.combine_chunks()
+        self._rest = rest
+
+    @cached_property
+    def table(self) -> pa.Table:
+        """All columns."""
+        if self._rest is None:
+            return self._table
+        both = dict(zip(self._table.column_names, self._table.columns, strict=True))
+        rest = self._rest().combine_chunks()
+        both |= dict(zip(rest.column_names, rest.columns, strict=True))
+        return pa.table([both[name] for name in SCHEMA.names], schema=SCHEMA)
 
     @classmethod
     def of(cls, rows: Sequence[Row]) -> Catalogue:
@@ -129,7 +158,7 @@ class Catalogue(Sequence[Row]):
         return cls(pa.table(columns, schema=SCHEMA))
 
     def __len__(self) -> int:
-        return int(self.table.num_rows)
+        return int(self._table.num_rows)
 
     @overload
     def __getitem__(self, index: int) -> Row: ...
@@ -147,12 +176,13 @@ class Catalogue(Sequence[Row]):
 
     def get(self, index: int, *names: str) -> tuple[Any, ...]:
         """Some fields of one row: cheaper than the whole of it."""
-        return tuple(self.table.column(name)[index].as_py() for name in names)
+        return tuple(self._array(name)[index].as_py() for name in names)
 
     def select(self, chosen: np.ndarray) -> Catalogue:
         """The rows at these indices, in their order, or where a mask of booleans is true."""
-        indices = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
-        return Catalogue(self.table.take(pa.array(indices, pa.int64())))
+        indices = pa.array(np.flatnonzero(chosen) if chosen.dtype == bool else chosen, pa.int64())
+        rest = self._rest
+        return Catalogue(self._table.take(indices), rest and (lambda: rest().take(indices)))
 
     def column(self, name: str) -> np.ndarray:
         """[N], or [N, k] where a row holds k numbers; strings as objects."""
@@ -203,12 +233,14 @@ class Catalogue(Sequence[Row]):
         ]
         sha = hashlib.sha256()
         for name in names:
+            sha.update(f"{name} {len(self)} ".encode())
             for part in _bytes_of(self._array(name)):
                 sha.update(part)
         return sha.hexdigest()
 
     def _array(self, name: str) -> Any:
-        chunks = self.table.column(name).chunks or [pa.array([], _ARROW_TYPES[name])]
+        table = self._table if name in self._table.column_names else self.table
+        chunks = table.column(name).chunks or [pa.array([], _ARROW_TYPES[name])]
         (values,) = chunks
         return values
 
@@ -217,7 +249,6 @@ def _bytes_of(values: pa.Array) -> Iterator[bytes | memoryview]:
     """What an array says, as bytes that do not depend on how Arrow holds it."""
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
-    yield f"{len(values)} {values.type}".encode()
     if pa.types.is_binary(values.type) or pa.types.is_string(values.type):
         lengths = pc.binary_length(values).to_numpy()
         yield lengths.astype("<i4").tobytes()

@@ -6,13 +6,14 @@ import hashlib
 import io
 import re
 import secrets
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from storage.catalogue import SCHEMA, Catalogue
+from storage.catalogue import SCHEMA, SELDOM, Catalogue
 from storage.errors import StoreCorrupt, StoreError, StoreMissing
 from storage.place import Place
 
@@ -30,7 +31,7 @@ _STATED = re.compile(rb"(?s:.*)pmg\.sha256[^0-9a-f]{1,4}([0-9a-f]{64})")
 
 # What a file may ask of its reader. A volume's row has about 1.5 kB, its SHA-256s alone 128 bytes.
 _MAX_BYTES = 2 * 2**30
-_MAX_ROWS = 2_000_000
+_MAX_ROWS = 1_000_000
 _MAX_ROW_BYTES = 64 * 2**10
 _MAX_VOXELS = 2**33  # of one volume; a CT has 2^26, whole-body micro-CT 2^32
 
@@ -93,13 +94,19 @@ def read_catalogue(place: Place) -> tuple[Catalogue, str]:
                     f"{path}: catalogue version {version}; this program reads {CATALOGUE_VERSION}"
                 )
             _refuse_large(path, file)
-            catalogue = Catalogue(file.read())
+            names = [name for name in SCHEMA.names if name not in SELDOM]
+            catalogue = Catalogue(file.read(names), partial(_read_seldom, data))
     except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
         raise StoreCorrupt(
             f"{path}: not a catalogue ({type(error).__name__}: {str(error)[:200]})"
         ) from error
     _refuse_absurd(path, catalogue)
     return catalogue, mark
+
+
+def _read_seldom(data: bytes) -> pa.Table:
+    with pq.ParquetFile(pa.BufferReader(data)) as file:
+        return file.read(list(SELDOM))
 
 
 def _sha256(data: bytes, stated: re.Match[bytes]) -> str:
@@ -141,10 +148,15 @@ def _refuse_absurd(path: str, rows: Catalogue) -> None:
     bits = np.diff(rows.bitmaps()[0])
     masked = np.diff(rows.bitmaps("mask_cells")[0])
     expected = np.ceil(grid.prod(axis=1) / 8)
-    inside = pc.match_substring_regex(rows.table.column("array_path"), _ARRAY_PATH)
-    ids = rows.column("volume_id")
+    names, paths = rows.column("volume_id"), rows.column("array_path")
+    inside = pc.match_substring_regex(pa.array(paths, pa.string()), _ARRAY_PATH).to_numpy(
+        zero_copy_only=False
+    )
     for wrong, what in (
-        (~inside.to_numpy().astype(bool), "an array path that leads out of the store"),
+        (
+            ~inside.to_numpy(zero_copy_only=False).astype(bool),
+            "an array path that leads out of the store",
+        ),
         ((shape < 1).any(axis=1) | (shape.prod(axis=1) > _MAX_VOXELS), "an impossible shape"),
         ((cell < 1).any(axis=1), "an impossible cell shape"),
         ((grid != np.ceil(shape / np.maximum(cell, 1))).any(axis=1), "cells that do not fit"),
@@ -152,6 +164,6 @@ def _refuse_absurd(path: str, rows: Catalogue) -> None:
         (~np.isin(rows.column("domain"), (1, 2)), "a domain other than 1 and 2"),
     ):
         if wrong.any():
-            raise StoreCorrupt(f"{path}: volume {ids[np.argmax(wrong)]!r:.80} has {what}")
-    if len(set(ids.tolist())) != len(ids):
+            raise StoreCorrupt(f"{path}: volume {names[np.argmax(wrong)]!r:.80} has {what}")
+    if len(set(names)) != len(names):
         raise StoreCorrupt(f"{path}: names a volume twice")
