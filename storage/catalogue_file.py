@@ -149,14 +149,10 @@ def _refuse_absurd(path: str, rows: Catalogue) -> None:
     masked = np.diff(rows.bitmaps("mask_cells")[0])
     expected = np.ceil(grid.prod(axis=1) / 8)
     names, paths = rows.column("volume_id"), rows.column("array_path")
-    inside = pc.match_substring_regex(pa.array(paths, pa.string()), _ARRAY_PATH).to_numpy(
-        zero_copy_only=False
-    )
+    inside = pc.match_substring_regex(pa.array(paths, pa.string()), _ARRAY_PATH)
+    outside = ~inside.to_numpy(zero_copy_only=False).astype(bool)
     for wrong, what in (
-        (
-            ~inside.to_numpy(zero_copy_only=False).astype(bool),
-            "an array path that leads out of the store",
-        ),
+        (outside, "an array path that leads out of the store"),
         ((shape < 1).any(axis=1) | (shape.prod(axis=1) > _MAX_VOXELS), "an impossible shape"),
         ((cell < 1).any(axis=1), "an impossible cell shape"),
         ((grid != np.ceil(shape / np.maximum(cell, 1))).any(axis=1), "cells that do not fit"),
