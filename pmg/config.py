@@ -57,7 +57,27 @@ class DataConfig(_Section):
     pairing: Literal["unpaired", "same_patient"] = Field(
         "unpaired", description="co-located patches of different patients, or of one in two phases"
     )
+    balance: Literal["volumes", "patients"] = Field(
+        "volumes", description="what is drawn evenly; patients: many volumes of one weigh as one"
+    )
     jitter: NonNegative = Field(0, description="voxels the second patch may be displaced by")
+    body_fraction: Fraction = Field(
+        1.0, description="share of the patches that are centred in both bodies"
+    )
+    mask_fraction: Fraction = Field(
+        0.0, description="share of the patches that are centred in a masked cell, such as calcium"
+    )
+    pool: Count | None = Field(
+        None,
+        description="visits open at once over all workers, rounded up to whole batches; "
+        "none: four batches",
+    )
+    patches_per_visit: Count = Field(
+        16, description="patches taken from each part of a volume that is read; more read less"
+    )
+    amplification: Annotated[float, Field(ge=0.1, le=100)] = Field(
+        2.0, description="voxels decoded for each one delivered; more spread a visit's patches"
+    )
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="share of the patients that no training step sees"
     )
