@@ -151,7 +151,7 @@ def derived_headers(
         # Text burnt into the source's pixels is carried through by the translation.
         derived.BurnedInAnnotation = "YES" if source.get("BurnedInAnnotation") == "YES" else "NO"
         derived.WindowCenter, derived.WindowWidth = 40, 400
-        if "SOPInstanceUID" in source:
+        if "SOPInstanceUID" in source or "ConversionSourceAttributesSequence" in source:
             derived.SourceImageSequence = [_reference(source)]
         derived.ContributingEquipmentSequence = _equipment(source, now)
         headers.append(derived)
@@ -160,9 +160,12 @@ def derived_headers(
 
 def _reference(source: Dataset) -> Dataset:
     """Item of the Source Image Sequence (PS3.3 C.7.6.1.1.4)."""
-    item = Dataset()
-    item.ReferencedSOPClassUID = source.get("SOPClassUID", CTImageStorage)
-    item.ReferencedSOPInstanceUID = source.SOPInstanceUID
+    if "SOPInstanceUID" in source:
+        item = Dataset()
+        item.ReferencedSOPClassUID = source.get("SOPClassUID", CTImageStorage)
+        item.ReferencedSOPInstanceUID = source.SOPInstanceUID
+    else:  # a frame of a multi-frame image
+        item = copy.deepcopy(source.ConversionSourceAttributesSequence[0])
     item.SpatialLocationsPreserved = "YES"
     item.PurposeOfReferenceCodeSequence = [
         _code("121322", "Source image for image processing operation")
