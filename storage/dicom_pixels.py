@@ -156,13 +156,19 @@ def _by_pydicom(frame: bytes, syntax: UID, image: Image) -> NDArray[np.integer]:
         "pixel_keyword": "PixelData",
         "correct_unused_bits": False,
     }
-    raw, _ = get_decoder(syntax).as_array(
-        encapsulate([frame], has_bot=False),
-        index=0,
-        raw=True,
-        decoding_plugin=_PLUGINS[syntax],
-        **facts,
-    )
+    try:
+        raw, _ = get_decoder(syntax).as_array(
+            encapsulate([frame], has_bot=False),
+            index=0,
+            raw=True,
+            decoding_plugin=_PLUGINS[syntax],
+            **facts,
+        )
+    except BaseException as error:
+        # pylibjpeg-rle 2.2 is Rust, whose panics are no Exception: here, runs beyond the image.
+        if type(error).__name__ == "PanicException":
+            raise ValueError(f"makes its decoder panic ({error})") from None
+        raise
     return raw
 
 
