@@ -14,7 +14,7 @@ from pydicom.uid import UID, CTImageStorage
 from storage.bounds import reading
 from storage.dicom_file import DicomFile, read_file
 from storage.dicom_header import IMAGE_TAGS, Image, image_of, position_of, raw_uid, raw_value
-from storage.dicom_pixels import require_pixels, stored_frames
+from storage.dicom_pixels import require_image, require_pixels, stored_frames
 from storage.enhanced import MULTI_FRAME, frame_headers
 from storage.errors import GeometryError, IngestError
 from storage.grid import AIR_HU
@@ -66,6 +66,7 @@ def read_series(files: Sequence[Path]) -> tuple[Volume, Sequence[Dataset]]:
     for path in files:
         with reading(path):
             dicom = read_file(path)
+            require_image(dicom)
             frames = frame_headers(path, dicom.header)
             found = [images.of(path, header) for header in frames]
             require_pixels(dicom, found[0], len(frames))

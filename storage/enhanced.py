@@ -32,6 +32,9 @@ _GROUPS = """
     UnassignedSharedConvertedAttributesSequence UnassignedPerFrameConvertedAttributesSequence
 """
 
+# Functional groups that a CT Image has as they are.
+_WHOLE_GROUPS = ("RealWorldValueMappingSequence",)
+
 # What belongs to the multi-frame object as a whole, or is nothing without it.
 _OF_THE_OBJECT = """
     SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence NumberOfFrames SOPInstanceUID
@@ -110,6 +113,9 @@ def _attributes(path: Path, groups: Dataset) -> Elements:
     for keyword in _GROUPS.split():
         for item in _items(path, groups, keyword)[:1]:
             found |= dict(item.items())
+    for tag in map(Tag, _WHOLE_GROUPS):
+        if tag in groups:
+            found[tag] = groups.get_item(tag)
     return found
 
 

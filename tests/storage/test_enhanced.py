@@ -201,6 +201,22 @@ REFUSED = {
         per_frame("PixelValueTransformationSequence", RescaleType="MGML"),
         r"RescaleType \(0028,1054\) is MGML",
     ),
+    "a perfusion map": (
+        lambda ds: setattr(
+            ds.SharedFunctionalGroupsSequence[0],
+            "RealWorldValueMappingSequence",
+            [item(MeasurementUnitsCodeSequence=[item(CodeValue="ml/100ml/s")])],
+        ),
+        r"RealWorldValueMappingSequence \(0040,9096\): CodeValue \(0008,0100\) is ml/100ml/s",
+    ),
+    "a coloured image": (
+        lambda ds: setattr(
+            ds.SharedFunctionalGroupsSequence[0].CTImageFrameTypeSequence[0],
+            "PixelPresentation",
+            "COLOR",
+        ),
+        r"PixelPresentation \(0008,9205\) is COLOR",
+    ),
     "a localizer": (
         lambda ds: setattr(
             ds.SharedFunctionalGroupsSequence[0].CTImageFrameTypeSequence[0],
