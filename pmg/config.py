@@ -224,11 +224,18 @@ class LaunchConfig(_Section):
 class TranslateConfig(_Section):
     """Tiles of whole-volume translation."""
 
-    tile: tuple[Count, ...] = Field((128, 128), min_length=2, max_length=3)
+    tile: tuple[Count, ...] = Field(
+        (512, 512), min_length=2, max_length=3, description="voxels that one pass gives"
+    )
+    margin: NonNegative | None = Field(
+        None,
+        description="voxels around a tile that the network sees too; none: as far as it sees, "
+        "whereby tiles of any size give the same",
+    )
     overlap: Fraction = Field(
         0.25, description="share of a tile that is blended with its neighbour"
     )
-    batch: Count = 8
+    batch: Count = Field(4, description="tiles at once")
 
 
 class Config(_Section):

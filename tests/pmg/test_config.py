@@ -35,7 +35,7 @@ def test_an_unknown_field_is_refused_with_the_nearest_right_one(wrong, right):
 
 def test_a_field_like_no_other_is_refused_with_all_that_there_are():
     message = refusal("translate.qqqq=1")
-    assert message == "config translate.qqqq: unknown field; known: tile, overlap, batch"
+    assert message == "config translate.qqqq: unknown field; known: tile, margin, overlap, batch"
 
 
 @pytest.mark.parametrize(
