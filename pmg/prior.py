@@ -17,11 +17,13 @@ __all__ = [
     "KL_ESTIMATORS",
     "Mixture",
     "MixturePrior",
+    "active_channels",
     "effective_components",
     "kl_bound",
     "kl_min",
     "kl_monte_carlo",
     "kl_vade",
+    "mean_responsibilities",
     "responsibilities",
 ]
 
@@ -203,13 +205,27 @@ def responsibilities(mean: Tensor, log_var: Tensor, prior: Mixture) -> Tensor:
     return torch.softmax(scores, dim=1)
 
 
-def effective_components(shares: Tensor) -> Tensor:
+def mean_responsibilities(shares: Tensor) -> Tensor:
+    """Share of all latent positions that each component explains. shares: [B, K, *S]. Returns [K]."""
+    return shares.movedim(1, -1).flatten(0, -2).mean(dim=0)
+
+
+def effective_components(mean_share: Tensor) -> Tensor:
     """exp(entropy of the mean responsibilities): 1 for a collapsed mixture, K for a balanced one.
 
-    shares: [B, K, *S]. Returns a scalar.
+    mean_share: [K]. Returns a scalar.
     """
-    mean_share = shares.movedim(1, -1).flatten(0, -2).mean(dim=0)
     return torch.exp(torch.special.entr(mean_share).sum())
+
+
+def active_channels(mean: Tensor, threshold: float = 0.01) -> Tensor:
+    """Share of the latent channels that tell positions apart: 0 where the posterior has collapsed.
+
+    A channel is active if the variance of its posterior mean over all positions is above the
+    threshold (Burda et al. 2016, section 5.2). mean: [B, C, *S]. Returns a scalar.
+    """
+    variance = mean.float().movedim(1, -1).flatten(0, -2).var(dim=0, correction=0)
+    return (variance > threshold).float().mean()
 
 
 def _raised(log_value: Tensor, floor: float) -> Tensor:

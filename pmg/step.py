@@ -18,7 +18,14 @@ from pmg.engine import Engine, learning_rate_factor
 from pmg.losses import ADVERSARIAL, LIKELIHOODS, change, free_bits
 from pmg.model import Critic, Domain, Translator, other
 from pmg.networks import Posterior
-from pmg.prior import KL_ESTIMATORS, Mixture, effective_components, responsibilities
+from pmg.prior import (
+    KL_ESTIMATORS,
+    Mixture,
+    active_channels,
+    effective_components,
+    mean_responsibilities,
+    responsibilities,
+)
 from pmg.where import Where
 from pmg.window import Window, window_of
 
@@ -148,16 +155,22 @@ def train_step(
     loss, terms = critic.run(discriminator_loss, pair, forward.translated, config.loss)
     critic.update(loss, config.optim.lr_discriminator * factor)
 
-    shares = translator.run(_responsibilities, forward.posterior)
-    measured = forward.terms | terms
-    measured |= {"total": forward.loss, "prior.effective_components": effective_components(shares)}
+    measured = forward.terms | terms | translator.run(_latent_health, forward.posterior)
+    measured["total"] = forward.loss
     return {name: value.detach() for name, value in measured.items()}
 
 
 @torch.no_grad()
-def _responsibilities(model: Translator, q: dict[Domain, Posterior]) -> Tensor:
+def _latent_health(model: Translator, q: dict[Domain, Posterior]) -> dict[str, Tensor]:
+    """What shows a collapse: of the mixture to few components, of the posterior to few channels."""
     prior = model.prior.mixture()
-    return torch.cat([responsibilities(q[i].mean, q[i].log_var, prior) for i in _DOMAINS])
+    shares = [responsibilities(q[i].mean, q[i].log_var, prior) for i in _DOMAINS]
+    mean_share = mean_responsibilities(torch.cat(shares))
+    health = {f"prior.responsibility{k}": share for k, share in enumerate(mean_share, 1)}
+    return health | {
+        "prior.effective_components": effective_components(mean_share),
+        "latent.active_channels": active_channels(torch.cat([q[i].mean for i in _DOMAINS])),
+    }
 
 
 def _mean_kl(

@@ -22,11 +22,13 @@ from pmg.prior import (
     KL_ESTIMATORS,
     Mixture,
     MixturePrior,
+    active_channels,
     effective_components,
     kl_bound,
     kl_min,
     kl_monte_carlo,
     kl_vade,
+    mean_responsibilities,
     responsibilities,
 )
 
@@ -431,7 +433,17 @@ def test_effective_components_count_those_in_use():
     one_hot[:, 2] = 1
     each_in_turn = torch.eye(5)[None]  # [1, K, 5]: every position its own component
     half = torch.tensor([0.5, 0.5, 0, 0, 0]).view(1, 5, 1)
-    assert effective_components(balanced).item() == pytest.approx(5)
-    assert effective_components(one_hot).item() == pytest.approx(1)
-    assert effective_components(each_in_turn).item() == pytest.approx(5)
-    assert effective_components(half).item() == pytest.approx(2)
+    for shares, count in ((balanced, 5), (one_hot, 1), (each_in_turn, 5), (half, 2)):
+        mean_share = mean_responsibilities(shares)
+        assert mean_share.sum().item() == pytest.approx(1)
+        assert effective_components(mean_share).item() == pytest.approx(count)
+
+
+def test_a_channel_is_active_if_its_posterior_mean_differs_between_positions():
+    generator = torch.Generator().manual_seed(0)
+    mean = torch.randn(4, 5, 30, 30, generator=generator)
+    mean *= torch.tensor([1.0, 0.11, 0.09, 0.0, 0.0])[:, None, None]
+    mean[:, 4] = 7.0  # constant, if far from zero
+    assert active_channels(mean).item() == pytest.approx(2 / 5)
+    # Variance between the patches of a batch counts as that between positions of a patch.
+    assert active_channels(torch.tensor([[0.0], [1.0]]).view(2, 1, 1, 1)).item() == 1

@@ -32,6 +32,9 @@ TERMS = {
     "discriminator": "gan{i}.discriminator",
 }
 DOCUMENTED = {name.format(i=i) for name in TERMS.values() for i in (1, 2)}
+HEALTH = {"prior.effective_components", "latent.active_channels"} | {
+    f"prior.responsibility{k}" for k in (1, 2, 3)
+}
 
 
 def prepared(config: Config) -> tuple[Translator, Critic, Pair]:
@@ -217,22 +220,20 @@ def test_the_printed_weight_makes_the_translated_kl_a_thousand_times_heavier():
 def test_every_term_is_reported_by_its_name(estimator):
     config = tiny_config(loss={"kl": estimator})
     terms, *_ = step_on_copies(config, *prepared(config))
-    assert terms.keys() == DOCUMENTED | {"total", "prior.effective_components"}
+    assert terms.keys() == DOCUMENTED | HEALTH | {"total"}
     assert all(value.dim() == 0 and value.isfinite() for value in terms.values())
     assert not any(value.requires_grad for value in terms.values())
     assert 1 <= terms["prior.effective_components"] <= 3 + 1e-4
+    assert 0 <= terms["latent.active_channels"] <= 1
+    shares = [terms[f"prior.responsibility{k}"].item() for k in (1, 2, 3)]
+    assert sum(shares) == pytest.approx(1, abs=1e-5)
 
 
 def test_the_change_of_hu_is_a_term_only_where_it_is_weighed():
     config = tiny_config(loss={"lambda_change": 0.5})
     translator, critic, pair = prepared(config)
     terms, stepped, _ = step_on_copies(config, translator, critic, pair)
-    assert terms.keys() == DOCUMENTED | {
-        "total",
-        "prior.effective_components",
-        "change1",
-        "change2",
-    }
+    assert terms.keys() == DOCUMENTED | HEALTH | {"total", "change1", "change2"}
     without, total, _ = plain_step(config, translator, critic, pair, kl_scale=1.0)
     changes = []
     for i, j in ((1, 2), (2, 1)):
