@@ -119,6 +119,9 @@ class DiscriminatorConfig(_Section):
     width: Count = Field(64, description="channels of the first layer")
     layers: Annotated[int, Field(ge=1, le=6)] = Field(4, description="stride-2 layers per scale")
     scales: Annotated[int, Field(ge=1, le=4)] = Field(3, description="resolutions looked at")
+    spectral_norm: bool = Field(
+        False, description="divide every layer's weights by their largest singular value"
+    )
 
 
 class PriorConfig(_Section):
@@ -161,6 +164,23 @@ class LossConfig(_Section):
         0.0,
         description="weight of the HU that translation changes: contrast agent alters few tissues; "
         "0 in the paper",
+    )
+    lambda_gradient: Weight = Field(
+        0.0,
+        description="weight of the changes of differences between neighbouring voxels, which "
+        "smooth changes of contrast hardly touch; 0 in the paper",
+    )
+    calcium_weight: Annotated[float, Field(ge=1)] = Field(
+        1.0, description="what a voxel above calcium_hu counts in the likelihood; 1 in the paper"
+    )
+    calcium_hu: float = Field(
+        130.0, description="calcium by HU; with contrast agent also vessels and bone lie above"
+    )
+    r1: Weight = Field(
+        0.0, description="weight of the squared gradient of D at real patches; 0: none"
+    )
+    r1_every: Count = Field(
+        16, description="steps between R1's, which then count as often (StyleGAN2)"
     )
     cycle_kl_weight: Literal["lambda3", "lambda4"] = Field(
         "lambda3",
@@ -271,6 +291,12 @@ class Config(_Section):
             )
         if len(self.data.patch) != len(self.translate.tile):
             raise ValueError("data.patch and translate.tile must both be 2D or both 3D")
+        if self.loss.r1 and self.launch.zero_stage == 3:
+            # DeepSpeed 0.19 has let the shards go when the penalty's gradient asks for them.
+            raise ValueError(
+                f"loss.r1 {self.loss.r1} needs launch.zero_stage 0, 1 or 2: stage 3 can't take "
+                f"the gradient of a gradient"
+            )
         if self.train.batch % self.launch.workers:
             raise ValueError(
                 f"train.batch {self.train.batch} must be a multiple of "

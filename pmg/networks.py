@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from pmg.cosine import CosineSkip
 from pmg.where import POSITION_FEATURES, Where
@@ -159,6 +160,10 @@ class Discriminator(nn.Module):
             [ScoreMap(config, dims, position=position) for _ in range(config.scales)]
         )
         self._pool = {2: F.avg_pool2d, 3: F.avg_pool3d}[dims]
+        if config.spectral_norm:  # Miyato et al. 2018
+            for layer in self.modules():
+                if isinstance(layer, _CONV[dims]):
+                    spectral_norm(layer)
 
     def forward(self, x: Tensor, where: Where) -> list[Tensor]:
         scores = []

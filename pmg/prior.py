@@ -206,7 +206,7 @@ def responsibilities(mean: Tensor, log_var: Tensor, prior: Mixture) -> Tensor:
 
 
 def mean_responsibilities(shares: Tensor) -> Tensor:
-    """Share of all latent positions that each component explains. shares: [B, K, *S]. Returns [K]."""
+    """What share of all positions each component explains. shares: [B, K, *S]. Returns [K]."""
     return shares.movedim(1, -1).flatten(0, -2).mean(dim=0)
 
 
