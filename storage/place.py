@@ -10,7 +10,7 @@ import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,10 @@ class Place(ABC):
         if isinstance(where, Place):
             return where
         text = os.fspath(where)
+        if text.startswith("s3:"):
+            from storage.s3 import S3Place  # noqa: PLC0415  it takes a while; most stores are local
+
+            return S3Place(text)
         if _URL.match(text):
             raise StoreError(f"{text.partition(':')[0]}:...: expected a path or s3://bucket/prefix")
         return LocalPlace(Path(text))
@@ -103,8 +107,8 @@ class LocalPlace(Place):
     def __init__(self, root: Path) -> None:
         self.root = root
         # Immutable files stay open: opening one costs as much as reading a chunk. The last thread
-        # that lets go of a descriptor closes it.
-        self._file = lru_cache(maxsize=_OPEN_FILES)(self._open)
+        # that lets go of a descriptor closes it. (No bound method: a cycle would keep it open.)
+        self._file = lru_cache(maxsize=_OPEN_FILES)(partial(_open, root))
 
     def __str__(self) -> str:
         return str(self.root)
@@ -121,7 +125,7 @@ class LocalPlace(Place):
         return LocalStore(self.root, read_only=True)
 
     def read_version(self, name: str, *, limit: int = SMALL) -> tuple[bytes, str]:
-        file = self._open(name)
+        file = _open(self.root, name)
         status = os.fstat(file.descriptor)
         refuse_large(str(file.path), status.st_size, limit)
         return file.read(0, status.st_size), _version(status)
@@ -137,7 +141,7 @@ class LocalPlace(Place):
 
     def replace(self, name: str, data: bytes, *, expected: str | None = None) -> str:
         path = self._path(name)
-        if expected is not None and expected != _version(path.stat()):
+        if expected is not None and not (path.exists() and expected == _version(path.stat())):
             raise StoreError(f"{path}: another process has replaced it; run again")
         make_folders(path.parent)
         replace_file(path, data)
@@ -179,19 +183,7 @@ class LocalPlace(Place):
             yield
 
     def _path(self, name: str) -> Path:
-        path = self.root / checked(name)
-        if not path.resolve().is_relative_to(self.root.resolve()):
-            raise StoreCorrupt(f"{path}: this path leads out of the store")
-        return path
-
-    def _open(self, name: str) -> _File:
-        path = self._path(name)
-        try:
-            return _File(path)
-        except FileNotFoundError as error:
-            raise StoreMissing(f"{path}: the file is missing") from error
-        except OSError as error:
-            raise StoreError(f"{path}: cannot be opened ({error.strerror})") from error
+        return _inside(self.root, name)
 
 
 class _File:
@@ -225,6 +217,23 @@ class _File:
     def __del__(self) -> None:
         if self.descriptor >= 0:
             os.close(self.descriptor)
+
+
+def _inside(root: Path, name: str) -> Path:
+    path = root / checked(name)
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise StoreCorrupt(f"{path}: this path leads out of the store")
+    return path
+
+
+def _open(root: Path, name: str) -> _File:
+    path = _inside(root, name)
+    try:
+        return _File(path)
+    except FileNotFoundError as error:
+        raise StoreMissing(f"{path}: the file is missing") from error
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be opened ({error.strerror})") from error
 
 
 def _version(status: os.stat_result) -> str:

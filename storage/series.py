@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import pydicom
 from pydicom.dataset import Dataset
-from pydicom.uid import CTImageStorage
 
 from .bounds import reading
-from .dicom_read import read_series
+from .dicom_read import read_series, series_uid
 from .errors import IngestError
 from .nifti import read_nifti
 from .volume import Volume
@@ -184,26 +182,6 @@ def _is_dicom(_path: Path, start: bytes) -> bool:
     return start[128:] == b"DICM" or (len(start) == _START_BYTES and bare and plausible)
 
 
-def _dicom_key(path: Path) -> str:
-    try:
-        header = pydicom.dcmread(
-            path,
-            stop_before_pixels=True,
-            force=True,
-            specific_tags=["SOPClassUID", "SeriesInstanceUID"],
-        )
-        storage = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID")
-        uid = header.get("SeriesInstanceUID")
-    except Exception as error:  # pydicom 3.0 raises eight classes and more on malformed files
-        raise IngestError(f"not a readable DICOM file: {error!r}") from error
-    if storage != CTImageStorage:
-        named = getattr(storage, "name", storage) or "missing"
-        raise IngestError(f"SOPClassUID (0008,0016) is {named}; expected CT Image Storage")
-    if not uid:
-        raise IngestError("SeriesInstanceUID (0020,000E) is missing or empty")
-    return str(uid)
-
-
 def _is_nifti(path: Path, _start: bytes) -> bool:
     return path.name.endswith((".nii", ".nii.gz"))
 
@@ -215,5 +193,5 @@ def _read_nifti(files: Sequence[Path]) -> tuple[Volume, Sequence[Dataset]]:
 # A file format is one line here and the functions that it names.
 _FORMATS: dict[Kind, _Format] = {
     "nifti": _Format(_is_nifti, str, _read_nifti),
-    "dicom": _Format(_is_dicom, _dicom_key, read_series),
+    "dicom": _Format(_is_dicom, series_uid, read_series),
 }

@@ -18,6 +18,7 @@ from pmg.summary import Row, summarise
 from pmg.translate import VolumeTranslator
 from storage.errors import IngestError
 from storage.grid import canonical
+from storage.pseudonym import Pseudonyms
 from storage.series import find_sources, read_source
 from storage.volume import Volume
 
@@ -32,11 +33,15 @@ def evaluate_and_report(
     cases: Path,
     model: Path,
     out: Path,
+    names: Pseudonyms | None,
     domain: int = 1,
     device: str = "auto",
     facts: dict[str, str] | None = None,
 ) -> list[Row]:
-    """Translate and measure every case below `cases`; print the table and the report's path."""
+    """Translate and measure every case below `cases`; print the table and the report's path.
+
+    names: the key for the pseudonyms of written DICOM; None keeps the source's identity.
+    """
     console = Console()
     translator = VolumeTranslator.open(model, domain, device)
     results: list[CaseResult] = []
@@ -54,7 +59,7 @@ def evaluate_and_report(
             volume, headers = read_source(sources[0])
             translated = translator.translate(volume)
             text = f"pmg synthetic, domain {3 - domain}, not for diagnosis"
-            write_translation(translated, sources[0], headers, out / case.name, text)
+            write_translation(translated, sources[0], headers, out / case.name, text, names)
             results.append(measure(case, volume, translated))
             if len(panels) < _MOST_PANELS:
                 truth = read_target(case, volume)
