@@ -51,6 +51,9 @@ class DataConfig(_Section):
     patch: tuple[Count, ...] = Field(
         (64, 64), min_length=2, max_length=3, description="voxels: h, w for 2D or d, h, w for 3D"
     )
+    slices: Count = Field(
+        1, description="2.5D: neighbouring slices in a 2D patch, its channels; odd; 1: plain 2D"
+    )
     spacing_mm: tuple[Positive, Positive, Positive] | None = Field(
         None, description="z, y, x of the store's grid; filled in by training"
     )
@@ -73,6 +76,14 @@ class DataConfig(_Section):
     )
 
     @model_validator(mode="after")
+    def _slices_have_a_middle(self) -> DataConfig:
+        if self.slices % 2 == 0:
+            raise ValueError(f"slices {self.slices} must be odd: the middle one is translated")
+        if self.slices > 1 and len(self.patch) == 3:
+            raise ValueError(f"slices {self.slices} needs a 2D patch, not {list(self.patch)}")
+        return self
+
+    @model_validator(mode="after")
     def _window_is_a_range(self) -> DataConfig:
         if self.low_hu >= self.high_hu:
             raise ValueError(f"low_hu {self.low_hu} must be below high_hu {self.high_hu}")
@@ -82,6 +93,9 @@ class DataConfig(_Section):
 class ModelConfig(_Section):
     """Both VAEs: encoders E1, E2 and generators G1, G2."""
 
+    architecture: Literal["pmg", "unit"] = Field(
+        "pmg", description="networks of E, G and D: of pmg.networks, or those of UNIT's code"
+    )
     width: Count = Field(64, description="channels at full resolution")
     downsamplings: Annotated[int, Field(ge=1, le=5)] = Field(
         2, description="halvings to the latent"
@@ -110,6 +124,22 @@ class ModelConfig(_Section):
             raise ValueError(
                 f"shared_blocks {self.shared_blocks} must be at most blocks {self.blocks}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _unit_is_as_published(self) -> ModelConfig:
+        published = {
+            "latent_channels": self.width * 2**self.downsamplings,  # the last block's
+            "norm": "instance",
+            "posterior": "unit",
+            "skip": False,
+            "position": False,
+        }
+        for name, value in published.items():
+            if self.architecture == "unit" and getattr(self, name) != value:
+                raise ValueError(
+                    f"{name} {getattr(self, name)} must be {value} in architecture unit"
+                )
         return self
 
 

@@ -199,9 +199,17 @@ VARIANTS = {
     },
     "gradient penalty": {"loss": {"r1": 50.0, "r1_every": 4}},
     "unit": {
-        "model": {"posterior": "unit", "norm": "instance", "skip": False, "position": False},
+        "model": {
+            "architecture": "unit",
+            "latent_channels": 8,
+            "posterior": "unit",
+            "norm": "instance",
+            "skip": False,
+            "position": False,
+        },
         "prior": {"components": 1, "learned": False},
     },
+    "2.5d": {"data": {"slices": 3}},
     "3d": {"data": {"patch": (8, 8, 8)}, "translate": {"tile": (8, 8, 8)}},
 }
 
