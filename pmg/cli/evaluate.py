@@ -22,17 +22,29 @@ from pmg.cli.options import FOLDER, OUT_FOLDER, device_option
     show_default=True,
     help="domain of the cases' sources",
 )
+@click.option(
+    "--targets",
+    type=FOLDER,
+    help="real scans of the other domain, a store or a folder of series, to compare with; "
+    "default: the store that the model was trained on",
+)
 @device_option
-def command(cases: Path, model: Path, out: Path, domain: int, device: str) -> None:
+def command(
+    cases: Path, model: Path, out: Path, domain: int, targets: Path | None, device: str
+) -> None:
     """Translate cases, measure them, and write the report.
 
     CASES holds a folder per case: source/ with a series; where it is known truth/ with
     target.nii.gz, organs.nii.gz (TotalSegmentator's numbers), plaques.nii.gz and plaques.csv on the
-    source's grid; where there is no truth regions.csv (name,x_mm,y_mm,z_mm,radius_mm in patient
-    coordinates), whose HU are shown before and after. OUT gets every translation, report.html,
-    report.png and metrics.json; the source itself stands beside every figure as "no translation".
+    source's grid; where there is none, organs.nii.gz and regions.csv (name,x_mm,y_mm,z_mm,radius_mm
+    in patient coordinates), whose HU are shown before and after, if you have them. Domain 2 is the
+    one with contrast agent.
+
+    OUT gets every translation, report.html and report.png, metrics.csv and .json over all cases
+    with intervals over subjects (by PatientID), and cases.csv and .json. The source itself stands
+    beside every figure as "no translation", and with its histogram matched to real scans.
     """
     with refusals():
         from pmg.cli.pipeline import evaluate_and_report
 
-        evaluate_and_report(cases, model, out, domain, device)
+        evaluate_and_report(cases, model, out, 1 if domain == 1 else 2, device, targets=targets)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -10,12 +12,21 @@ from rich.progress import Progress
 from rich.table import Table
 
 from launch.run_folder import RunFolder
-from pmg.evaluate import Case, CaseResult, find_cases, measure, read_target
+from pmg.cases import Case, find_cases, read_target
+from pmg.distribution import framed
+from pmg.evaluate import CaseResult, measure
+from pmg.fidelity import body_mae
 from pmg.figures import Panel
+from pmg.histogram import match_histogram
+from pmg.model import Domain
 from pmg.output import write_translation
+from pmg.quantity import Amount, Quantity
 from pmg.report import write_report
 from pmg.summary import Row, summarise
+from pmg.tables import number, shown, span, write_tables
+from pmg.targets import Targets, read_targets
 from pmg.translate import VolumeTranslator
+from storage.body import body_mask
 from storage.errors import IngestError
 from storage.grid import canonical
 from storage.series import find_sources, read_source
@@ -26,19 +37,26 @@ __all__ = ["evaluate_and_report", "print_table"]
 # Heights of the slices that are shown of a case, as fractions of its extent.
 _SHOWN = (0.3, 0.6)
 _MOST_PANELS = 4
+_CYCLE = Quantity("cycle error", "HU", "mean absolute, source to the other domain and back, body")
 
 
 def evaluate_and_report(
     cases: Path,
     model: Path,
     out: Path,
-    domain: int = 1,
+    domain: Domain = 1,
     device: str = "auto",
-    facts: dict[str, str] | None = None,
+    facts: Mapping[str, str] | None = None,
+    targets: Path | None = None,
 ) -> list[Row]:
-    """Translate and measure every case below `cases`; print the table and the report's path."""
+    """Translate and measure every case below `cases`; print the table and the report's path.
+
+    targets: a store or a folder with real scans of the other domain; without it the store that the
+    model was trained on, if it is there.
+    """
     console = Console()
     translator = VolumeTranslator.open(model, domain, device)
+    real = _targets(targets, translator, domain)
     results: list[CaseResult] = []
     panels: list[Panel] = []
     started = time.monotonic()
@@ -55,12 +73,15 @@ def evaluate_and_report(
             translated = translator.translate(volume)
             text = f"pmg synthetic, domain {3 - domain}, not for diagnosis"
             write_translation(translated, sources[0], headers, out / case.name, text)
-            results.append(measure(case, volume, translated))
+            patient = str(headers[0].get("PatientID", "")) if headers else ""
+            result = _measure(case, volume, translated, translator, real, domain, patient)
+            results.append(result)
             if len(panels) < _MOST_PANELS:
                 truth = read_target(case, volume)
                 for name, z_mm in _heights(case, volume):
                     panels.append(Panel(name, translator.slice(volume, z_mm, truth)))
     rows = summarise(results)
+    write_tables(out, rows, results)
     run = RunFolder(model)
     report = write_report(
         out,
@@ -71,14 +92,53 @@ def evaluate_and_report(
         history=list(run.read_metrics()),
         facts={
             "model": str(model),
+            "direction": f"domain {domain} to {3 - domain}",
             "cases": str(len(found)),
+            "real scans to compare with": str(len(real.scans)) if real else "none",
             "translation and evaluation": f"{time.monotonic() - started:.0f} s",
         }
-        | (facts or {}),
+        | dict(facts or {}),
     )
     print_table(rows, console)
     console.print(f"report: {report}", soft_wrap=True)
     return rows
+
+
+def _targets(path: Path | None, translator: VolumeTranslator, domain: Domain) -> Targets | None:
+    store = translator.config.data.store
+    if path is None and store is not None and (store / "zarr.json").is_file():
+        path = store
+    return None if path is None else read_targets(path, 3 - domain, translator.spacing_mm)
+
+
+def _measure(
+    case: Case,
+    source: Volume,
+    translated: Volume,
+    translator: VolumeTranslator,
+    real: Targets | None,
+    domain: Domain,
+    patient: str,
+) -> CaseResult:
+    """All figures of one case; the source's axes are put in order once, for all of them."""
+    source, translated = canonical(source), canonical(translated)
+    body = body_mask(source)
+    candidates = {"identity": source}
+    if real is not None:
+        matched = match_histogram(source.hu, body, real.histogram)
+        candidates["matched"] = replace(source, hu=matched)
+    candidates["translated"] = translated
+    result = measure(case, source, candidates, domain, patient or None)
+    measured = {name: dict(figures) for name, figures in result.measured.items()}
+    cycled = translator.reversed().translate(translated)
+    measured["identity"][_CYCLE] = Amount(0.0)
+    measured["translated"][_CYCLE] = Amount(body_mae(cycled.hu, source.hu, body))
+    if real is not None:
+        grid = framed(source, translator.spacing_mm)
+        on_grid = {name: translator.on_grid(one) for name, one in candidates.items()}
+        for name, distances in real.distances(grid, on_grid).items():
+            measured.setdefault(name, {}).update(distances)
+    return replace(result, measured=measured)
 
 
 def _heights(case: Case, volume: Volume) -> list[tuple[str, float]]:
@@ -91,10 +151,10 @@ def _heights(case: Case, volume: Volume) -> list[tuple[str, float]]:
 
 
 def print_table(rows: list[Row], console: Console) -> None:
-    table = Table("", "unit", "no translation", "pmg", "truth", "")
+    candidates = shown(rows)
+    table = Table("", "unit", *candidates.values(), "truth", "")
     for row in rows:
-        numbers = (row.identity, row.translated, row.truth)
-        table.add_row(
-            row.name, row.unit, *("" if n is None else f"{n:.1f}" for n in numbers), row.note
-        )
+        values = [getattr(row, name) for name in candidates]
+        cells = (f"{number(value)}\n{span(value)}".rstrip() for value in values)
+        table.add_row(row.name, row.unit, *cells, number(row.truth), row.note)
     console.print(table)
