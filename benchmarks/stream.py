@@ -61,7 +61,7 @@ def make_store(folder: Path) -> tuple[Store, list[np.ndarray]]:
             raw = folder / f"v{number}.raw"
             hu.tofile(raw)
             maps.append(np.memmap(raw, np.int16, "r", shape=SHAPE))
-    return Store.open(store.path), maps
+    return Store.open(store.place.root), maps
 
 
 def memmap_rate(maps: list[np.ndarray], sampler: PairSampler, seconds: float) -> float:

@@ -21,13 +21,14 @@ from pmg.distribution import (
     sliced_wasserstein,
 )
 from pmg.histogram import HuHistogram, mean_histogram
+from pmg.model import Domain
 from pmg.quantity import Amount, Measured, Quantity
 from storage.errors import IngestError
 from storage.series import find_sources, read_source
 from storage.store import Store
 from storage.volume import Volume
 
-__all__ = ["MOST_TARGETS", "Targets", "read_targets"]
+__all__ = ["MOST_TARGETS", "Targets", "is_store", "read_targets"]
 
 MOST_TARGETS = 8
 _PLACES = 500
@@ -84,20 +85,27 @@ class Targets:
         return distances
 
 
-def read_targets(path: Path, domain: int, spacing_mm: tuple[float, float, float]) -> Targets:
+def is_store(where: str) -> bool:
+    """Whether a store is there, as far as one can tell without opening it."""
+    return "://" in where or (Path(where) / "zarr.json").is_file()
+
+
+def read_targets(where: str, domain: Domain, spacing_mm: tuple[float, float, float]) -> Targets:
     """The scans of a domain in a store, or of the series below a folder; at most 8, evenly spread.
 
     Raises IngestError if there is none.
     """
     volumes: list[Volume]
-    if (path / "zarr.json").is_file():
-        store = Store.open(path)
+    if is_store(where):
+        store = Store.open(where)
         names = sorted(row.volume_id for row in store.rows if row.domain == domain)
         volumes = [store.read(name) for name in _spread(names)]
     else:
-        volumes = [read_source(source)[0] for source in _spread(find_sources(path)[0])]
+        volumes = [read_source(source)[0] for source in _spread(find_sources(Path(where))[0])]
     if not volumes:
-        raise IngestError(f"targets {path}: no scan of domain {domain}; expected a store or series")
+        raise IngestError(
+            f"targets {where}: no scan of domain {domain}; expected a store or series"
+        )
     return Targets.of(volumes, spacing_mm)
 
 

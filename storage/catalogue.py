@@ -5,31 +5,40 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.durable import replace_file
-from storage.errors import StoreCorrupt, StoreError
+from storage.errors import StoreCorrupt, StoreError, StoreMissing
+from storage.place import Place
 
 __all__ = [
+    "CATALOGUE",
     "CATALOGUE_VERSION",
+    "HU_EDGES",
     "Catalogue",
     "Row",
     "body_cells",
+    "hu_histogram",
+    "mask_cells",
     "read_catalogue",
     "write_catalogue",
 ]
 
-CATALOGUE_VERSION = 1
+CATALOGUE = "catalogue.parquet"
+CATALOGUE_VERSION = 2
 
 # 512 bytes a volume: cells of about 3 cm in a CT of the trunk, 51 MB for 100,000 volumes.
 _MAX_CELLS = 4096
+
+# Edges of the bins of a volume's histogram; the first and the last bin have no outer bound.
+HU_EDGES = np.arange(-1024, 3077, 50)
+HU_EDGES.flags.writeable = False
 
 Index = tuple[int, int, int]
 
@@ -44,8 +53,13 @@ class Row:
     body_box: first voxel of the body and the voxel after its last one, z0 y0 x0 z1 y1 x1.
     body_cells: one bit per cell of `cell_shape` voxels, C order over `cells_grid`, lowest bit
     first; see `body_cells`.
-    digest: SHA-256 of voxels, shape and affine. source_digest: keyed hash of the source's files and
-    of the labels they came with.
+    mask_cells: the same cells, those with a voxel of the user's mask (calcium, say) in them; empty
+    when there was no mask.
+    hu_histogram: voxels by HU, see `hu_histogram`.
+    stored_bytes: size of the array's files.
+    digest: SHA-256 of voxels, shape and affine. metadata_digest: SHA-256 of the array's zarr.json.
+    source_digest: keyed hash of the source's files and of the labels they came with. source_stat:
+    keyed hash of their relative paths, sizes and mtimes; empty when unknown.
     provenance: JSON, free of whatever identifies a person.
     """
 
@@ -64,9 +78,14 @@ class Row:
     cell_shape: Index
     cells_grid: Index
     body_cells: bytes
+    mask_cells: bytes
+    hu_histogram: tuple[int, ...]
     array_path: str
+    stored_bytes: int
     digest: str
+    metadata_digest: str
     source_digest: str
+    source_stat: str
     ingest_version: int
     provenance: str
 
@@ -87,9 +106,14 @@ _ARROW_TYPES: dict[str, pa.DataType] = {
     "cell_shape": pa.list_(pa.int32(), 3),
     "cells_grid": pa.list_(pa.int32(), 3),
     "body_cells": pa.binary(),
+    "mask_cells": pa.binary(),
+    "hu_histogram": pa.list_(pa.int32(), len(HU_EDGES) - 1),
     "array_path": pa.string(),
+    "stored_bytes": pa.int64(),
     "digest": pa.string(),
+    "metadata_digest": pa.string(),
     "source_digest": pa.string(),
+    "source_stat": pa.string(),
     "ingest_version": pa.int32(),
     "provenance": pa.string(),
 }
@@ -145,12 +169,12 @@ class Catalogue(Sequence[Row]):
         plain: np.ndarray = values.to_numpy(zero_copy_only=False)
         return plain
 
-    def bitmaps(self) -> tuple[np.ndarray, np.ndarray]:
-        """`body_cells` of all rows, end to end: row i owns bytes[offsets[i] : offsets[i + 1]].
+    def bitmaps(self, name: str = "body_cells") -> tuple[np.ndarray, np.ndarray]:
+        """A column of bitmaps, end to end: row i owns bytes[offsets[i] : offsets[i + 1]].
 
         Returns (offsets [N + 1], bytes).
         """
-        values = self._array("body_cells")
+        values = self._array(name)
         if not len(values):
             return np.zeros(1, np.int32), np.zeros(0, np.uint8)
         _, offsets, data = values.buffers()
@@ -180,6 +204,7 @@ class Catalogue(Sequence[Row]):
             "frame_origin",
             "frame_rule",
             "body_cells",
+            "mask_cells",
         ]
         sha = hashlib.sha256()
         for batch in self.table.select(names).to_batches(max_chunksize=1024):
@@ -211,13 +236,40 @@ def body_cells(
         cell = [max(1, round(side_mm / step)) for step in spacing_mm]
         side_mm *= 1.05
     starts = [np.arange(0, size, step) for size, step in zip(mask.shape, cell, strict=True)]
+    z, y, x = (np.diff(s, append=size) for s, size in zip(starts, mask.shape, strict=True))
+    voxels = z[:, None, None] * y[:, None] * x
+    bits = _bitmap(2 * _voxels_inside(mask, starts) >= voxels)
+    return _index(cell), _cells_grid(mask.shape, cell), bits
+
+
+def mask_cells(mask: np.ndarray, cell_shape: Index) -> bytes:
+    """Bitmap of the cells (see `body_cells`) with at least one voxel of `mask`, bool [Z, Y, X]."""
+    starts = [np.arange(0, size, step) for size, step in zip(mask.shape, cell_shape, strict=True)]
+    return _bitmap(_voxels_inside(mask, starts) > 0)
+
+
+def hu_histogram(hu: np.ndarray) -> tuple[int, ...]:
+    """How many voxels (int16 [Z, Y, X]) lie in each bin between HU_EDGES, 50 HU wide.
+
+    The first bin counts whatever is below its upper edge, the last one whatever is above its lower.
+    """
+    counts = np.zeros(len(HU_EDGES) - 1, np.int64)
+    for plane in hu:  # one after the other: bincount makes 64-bit numbers of its argument
+        inside = np.clip(plane, HU_EDGES[0], HU_EDGES[-1] - 1) - HU_EDGES[0]
+        counts += np.bincount(inside.ravel() // 50, minlength=len(counts))
+    return tuple(counts.tolist())
+
+
+def _voxels_inside(mask: np.ndarray, starts: Sequence[np.ndarray]) -> np.ndarray:
+    """How many voxels of each cell are true."""
     inside = mask
     for axis in (2, 1, 0):  # the last axis first: five times faster than the other way round
         inside = np.add.reduceat(inside, starts[axis], axis=axis, dtype=np.int32)
-    z, y, x = (np.diff(s, append=size) for s, size in zip(starts, mask.shape, strict=True))
-    voxels = z[:, None, None] * y[:, None] * x
-    bits = np.packbits((2 * inside >= voxels).ravel(), bitorder="little").tobytes()
-    return _index(cell), _cells_grid(mask.shape, cell), bits
+    return inside
+
+
+def _bitmap(cells: np.ndarray) -> bytes:
+    return np.packbits(cells.ravel(), bitorder="little").tobytes()
 
 
 def _cells_grid(shape: tuple[int, ...], cell: Sequence[int]) -> Index:
@@ -234,30 +286,44 @@ def _index(values: Sequence[int]) -> Index:
 _DIGEST_KEY = "pmg.sha256"
 _VERSION_KEY = "pmg.catalogue_version"
 _NO_DIGEST = b"0" * 64
+_MAX_CATALOGUE = 2 * 2**30  # bytes: several million volumes
 _STATED = re.compile(rb"(?s:.*)pmg\.sha256[^0-9a-f]{1,4}([0-9a-f]{64})")
 
 
-def write_catalogue(path: Path, catalogue: Catalogue) -> None:
-    """Replace the catalogue at `path` in one instant; the caller holds the store's lock."""
+def write_catalogue(place: Place, catalogue: Catalogue, *, expected: str | None = None) -> str:
+    """Replace the place's catalogue in one instant and return the mark of its version.
+
+    Raises StoreError when the version there is not `expected` any more.
+    """
     buffer = io.BytesIO()
     with pq.ParquetWriter(buffer, _SCHEMA, compression="zstd", write_statistics=False) as writer:
         writer.write_table(catalogue.table)
         writer.add_key_value_metadata(
-            {_VERSION_KEY: str(CATALOGUE_VERSION), _DIGEST_KEY: _NO_DIGEST.decode()}
+            {
+                # The same rows written again are another version.
+                "pmg.written": secrets.token_hex(16),
+                _VERSION_KEY: str(CATALOGUE_VERSION),
+                _DIGEST_KEY: _NO_DIGEST.decode(),
+            }
         )
     data = buffer.getvalue()
     stated = _STATED.match(data)
     assert stated is not None
     digest = _sha256(data, stated).encode()
-    replace_file(path, data[: stated.start(1)] + digest + data[stated.end(1) :])
+    signed = data[: stated.start(1)] + digest + data[stated.end(1) :]
+    return place.replace(CATALOGUE, signed, expected=expected)
 
 
-def read_catalogue(path: Path) -> Catalogue:
-    """Raises StoreCorrupt when any byte differs from what was written, StoreError when another
-    version of the program wrote it."""
+def read_catalogue(place: Place) -> tuple[Catalogue, str]:
+    """The rows and the mark of their version.
+
+    Raises StoreCorrupt when any byte differs from what was written, StoreError when another
+    version of the program wrote it.
+    """
+    path = f"{place}/{CATALOGUE}"
     try:
-        data = path.read_bytes()
-    except FileNotFoundError as error:
+        data, mark = place.read_version(CATALOGUE, limit=_MAX_CATALOGUE)
+    except StoreMissing as error:
         raise StoreCorrupt(f"{path}: the catalogue is missing, so no volume exists") from error
     # Checked before Parquet sees it: an altered footer can ask its reader for any amount of memory.
     stated = _STATED.match(data)
@@ -275,7 +341,7 @@ def read_catalogue(path: Path) -> Catalogue:
             raise StoreError(
                 f"{path}: catalogue version {version}; this program reads {CATALOGUE_VERSION}"
             )
-        return Catalogue(file.read())
+        return Catalogue(file.read()), mark
 
 
 def _sha256(data: bytes, stated: re.Match[bytes]) -> str:

@@ -2,252 +2,173 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import overload
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
-from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
-from pydicom.pixels.utils import pixel_array
-from pydicom.tag import Tag
-from pydicom.uid import (
-    UID,
-    CTImageStorage,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-)
+from pydicom.uid import UID, CTImageStorage
 
-from .errors import GeometryError, IngestError
-from .grid import AIR_HU, MAX_SHEAR
-from .volume import Volume
+from storage.bounds import reading
+from storage.dicom_file import DicomFile, read_file
+from storage.dicom_header import IMAGE_TAGS, Image, image_of, position_of
+from storage.dicom_pixels import require_pixels, stored_frames
+from storage.enhanced import MULTI_FRAME, frame_headers
+from storage.errors import GeometryError, IngestError
+from storage.grid import AIR_HU
+from storage.stack import Plane, stacked
+from storage.volume import Volume
 
-__all__ = ["read_series"]
+__all__ = ["read_series", "series_uid"]
 
-# How far slices may lie from even spacing: positions are often rounded to 0.01 mm and worse.
-_TOLERANCE_MM = 0.01
-_TOLERANCE_OF_SPACING = 0.01
-
-# By pydicom's `original_encoding`: implicit VR, little endian.
-_UNCOMPRESSED: dict[tuple[bool | None, bool | None], UID] = {
-    (True, True): ImplicitVRLittleEndian,
-    (False, True): ExplicitVRLittleEndian,
-    (False, False): ExplicitVRBigEndian,
-}
+_AFTER_SERIES_UID = 0x0020000F
+_INT16 = np.iinfo(np.int16)
 
 
-@dataclass(frozen=True)
-class _Plane:
-    """One plane of pixels and where it lies (PS3.3 C.7.6.2.1.1), all in LPS mm."""
+def series_uid(path: Path) -> str:
+    """The series that a file belongs to. No more of it is read than is needed for that.
 
-    path: Path
-    header: Dataset
-    shape: tuple[int, int]
-    position: NDArray[np.float64]  # [3], centre of the first pixel
-    row: NDArray[np.float64]  # [3], unit vector along a row, to the next column
-    column: NDArray[np.float64]  # [3], unit vector along a column, to the next row
-    spacing: NDArray[np.float64]  # [2], between rows, between columns
+    Raises IngestError for what is no DICOM, or no CT image by its SOP class.
+    """
+    dicom = read_file(path, before=_AFTER_SERIES_UID)
+    storage = _text(dicom.header, 0x00080016) or dicom.sop_class
+    if storage not in (CTImageStorage, *MULTI_FRAME):
+        name = UID(storage).name or "missing"
+        raise IngestError(f"SOPClassUID (0008,0016) is {name}; expected CT Image Storage")
+    uid = _text(dicom.header, 0x0020000E)
+    if not uid:
+        raise IngestError("SeriesInstanceUID (0020,000E) is missing or empty")
+    return uid
 
 
-def read_series(files: Sequence[Path]) -> tuple[Volume, list[Dataset]]:
+def read_series(files: Sequence[Path]) -> tuple[Volume, Sequence[Dataset]]:
     """One CT series as int16 HU, and its slices' headers (without pixels) in the same order.
 
-    Slices lie along axis 0 in the order of their positions along the normal; instance numbers are
-    ignored. Every slice is rescaled by its own slope and intercept, rounded and clipped to int16;
-    padding becomes -1024 HU. MONOCHROME1 only inverts the display, so it changes nothing here.
-    Header elements that cannot be decoded are left out of the headers.
+    CT images, one slice a file, or enhanced multi-frame CT, whose frames get a header each like a
+    single slice's. Slices lie along axis 0 in the order of their positions along the normal;
+    instance numbers are ignored. Every slice is rescaled by its own slope and intercept, rounded
+    and clipped to int16; padding becomes -1024 HU. MONOCHROME1 only inverts the display, so it
+    changes nothing here. Header elements that cannot be decoded are left out of the headers.
 
     Raises, naming file, tag and value: GeometryError for slices that are no regular stack at right
     angles (gantry tilt, missing, doubled or unevenly spaced slices, mixed orientation, spacing or
-    shape, fewer than two); IngestError for anything else that is not one series of single-frame
-    CT images with intact pixels and HU.
+    shape, fewer than two); IngestError for anything else that is not one series of CT images with
+    intact pixels and HU. Each file is read within the bounds of `reading`.
     """
-    if len(files) < 2:
-        raise GeometryError(
-            f"{', '.join(map(str, files)) or 'series'}: {len(files)} slices; expected at least 2, "
-            "since one slice has no spacing"
-        )
-    planes = [
-        plane for path in files for plane in _planes(path, _dcmread(path, stop_before_pixels=True))
-    ]
-    for plane in planes[1:]:
-        _require_same_stack(planes[0], plane)
-    normal = np.cross(planes[0].row, planes[0].column)
-    planes.sort(key=lambda plane: float(plane.position @ normal))
-    affine = _stack_affine(planes, normal)
+    if not files:
+        raise GeometryError("series: 0 slices; expected at least 2, since one slice has no spacing")
+    dicoms: list[DicomFile] = []
+    headers: list[list[Dataset]] = []
+    planes: list[Plane] = []
+    images = _Images()
+    for path in files:
+        with reading(path):
+            dicom = read_file(path)
+            frames = frame_headers(path, dicom.header)
+            found = [images.of(path, header) for header in frames]
+            require_pixels(dicom, found[0], len(frames))
+            planes += [
+                Plane(path, len(dicoms), frame, image, position_of(path, header))
+                for frame, (image, header) in enumerate(zip(found, frames, strict=True))
+            ]
+        dicoms.append(dicom)
+        headers.append(frames)
+    ordered, affine = stacked(planes)
 
-    hu = np.empty((len(planes), *planes[0].shape), np.int16)
-    for index, plane in enumerate(planes):
-        hu[index] = _hu(plane)
-    return Volume(hu, affine), [_decoded(plane.header) for plane in planes]
-
-
-def _dcmread(path: Path, *, stop_before_pixels: bool) -> Dataset:
-    try:
-        dataset = pydicom.dcmread(path, stop_before_pixels=stop_before_pixels, force=True)
-        if "TransferSyntaxUID" not in dataset.file_meta:  # a bare data set, without file header
-            dataset.file_meta.TransferSyntaxUID = _UNCOMPRESSED[dataset.original_encoding]
-        return dataset
-    except Exception as error:  # pydicom 3.0 raises eight classes and more on malformed files
-        raise IngestError(f"{path}: not a readable DICOM file: {error!r}") from error
-
-
-def _planes(path: Path, header: Dataset) -> list[_Plane]:
-    """The planes of one file: one, since only single-frame images are read so far."""
-    _require(path, header, "SOPClassUID", CTImageStorage, expected="CT Image Storage")
-    _require(path, header, "Modality", "CT")
-    if "LOCALIZER" in np.atleast_1d(_value(path, header, "ImageType") or ()):
-        _refuse(path, header, "ImageType", "AXIAL; a localizer is a projection, not a slice")
-    _require(path, header, "NumberOfFrames", None, 1, expected="one frame a file")
-    _require(path, header, "SamplesPerPixel", 1, expected="1 (grey values)")
-    _require(path, header, "PhotometricInterpretation", "MONOCHROME2", "MONOCHROME1")
-    _require(path, header, "BitsAllocated", 8, 16, 32)
-    _require(path, header, "PixelRepresentation", 0, 1)
-    allocated, stored = header.BitsAllocated, _value(path, header, "BitsStored")
-    _require(path, header, "BitsStored", *range(1, allocated + 1))
-    _require(path, header, "HighBit", stored - 1)
-
-    _require(path, header, "RescaleType", None, "", "HU", "US", expected="HU")
-    if not _numbers(path, header, "RescaleSlope", 1).all():
-        _refuse(path, header, "RescaleSlope", "a number other than 0")
-    _numbers(path, header, "RescaleIntercept", 1)
-
-    shape = _numbers(path, header, "Rows", 1)[0], _numbers(path, header, "Columns", 1)[0]
-    if min(shape) < 1:
-        _refuse(path, header, "Rows" if shape[0] < 1 else "Columns", "a positive number")
-    spacing = _numbers(path, header, "PixelSpacing", 2)
-    if not (spacing > 0).all():
-        _refuse(path, header, "PixelSpacing", "two positive numbers in mm", GeometryError)
-    cosines = _numbers(path, header, "ImageOrientationPatient", 6).reshape(2, 3)
-    if np.abs(cosines @ cosines.T - np.eye(2)).max() > MAX_SHEAR:
-        expected = "two unit vectors at right angles"
-        _refuse(path, header, "ImageOrientationPatient", expected, GeometryError)
-    row, column = cosines / np.linalg.norm(cosines, axis=1, keepdims=True)
-    position = _numbers(path, header, "ImagePositionPatient", 3)
-    return [_Plane(path, header, (int(shape[0]), int(shape[1])), position, row, column, spacing)]
+    hu = np.empty((len(ordered), ordered[0].image.rows, ordered[0].image.columns), np.int16)
+    places = {(plane.file, plane.frame): index for index, plane in enumerate(ordered)}
+    for number, dicom in enumerate(dicoms):
+        with reading(dicom.path):
+            image = ordered[places[number, 0]].image
+            for frame, raw in enumerate(stored_frames(dicom, image, len(headers[number]))):
+                place = places[number, frame]
+                _to_hu(raw, ordered[place].image, hu[place])
+    return Volume(hu, affine), _Headers(headers[one.file][one.frame] for one in ordered)
 
 
-def _require_same_stack(first: _Plane, other: _Plane) -> None:
-    """Refuse a plane that cannot lie in one stack with the first."""
-    for keyword in ("SeriesInstanceUID", "FrameOfReferenceUID"):
-        expected = _value(first.path, first.header, keyword)
-        if _value(other.path, other.header, keyword) != expected:
-            _refuse(other.path, other.header, keyword, f"{expected} as in {first.path.name}")
-    same = {
-        "Rows": first.shape[0] == other.shape[0],
-        "Columns": first.shape[1] == other.shape[1],
-        "PixelSpacing": np.allclose(first.spacing, other.spacing, rtol=1e-4, atol=0),
-        "ImageOrientationPatient": np.allclose(
-            [first.row, first.column], [other.row, other.column], rtol=0, atol=1e-4
-        ),
-    }
-    for keyword, holds in same.items():
-        if not holds:
-            expected = _shown(_value(first.path, first.header, keyword))
-            _refuse(
-                other.path,
-                other.header,
-                keyword,
-                f"{expected} as in {first.path.name}, the same in the whole series",
-                GeometryError,
-            )
+class _Images:
+    """The images that headers describe; equal headers are looked at once."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[object, ...], Image] = {}
+
+    def of(self, path: Path, header: Dataset) -> Image:
+        written = tuple(_written(header, tag) for tag in IMAGE_TAGS)
+        if None in written:  # decoded already
+            return image_of(path, header)
+        if written not in self._known:
+            self._known[written] = image_of(path, header)
+        return self._known[written]
 
 
-def _stack_affine(planes: list[_Plane], normal: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The affine of planes sorted along the normal; refuses those that are no regular stack."""
-    tag = "ImagePositionPatient (0020,0032)"
-    positions = np.array([plane.position for plane in planes])
-    steps = np.diff(positions @ normal)
-    spacing = float(np.median(steps))
-    tolerance = max(_TOLERANCE_MM, _TOLERANCE_OF_SPACING * spacing)
-    for index, step in enumerate(steps):
-        pair = f"{planes[index].path} and {planes[index + 1].path.name}: {tag}"
-        if step <= _TOLERANCE_MM / 10:
-            raise GeometryError(
-                f"{pair} put both slices at {positions[index].tolist()} mm; expected one slice at "
-                "each position (are these two phases or reconstructions in one series?)"
-            )
-        if step > 1.5 * spacing:
-            raise GeometryError(
-                f"{pair} leave {step:.4f} mm between the slices, where others have {spacing:.4f}; "
-                f"expected about {round(step / spacing) - 1} more slices between them"
-            )
-        if abs(step - spacing) > tolerance:
-            raise GeometryError(
-                f"{pair} leave {step:.4f} mm between the slices; expected {spacing:.4f} +- "
-                f"{tolerance:.4f} as in the rest of the series"
-            )
+class _Headers(Sequence[Dataset]):
+    """Headers whose elements are decoded when somebody looks, since most are never looked at."""
 
-    stride = (positions[-1] - positions[0]) / (len(planes) - 1)
-    shift = np.linalg.norm(stride - (stride @ normal) * normal) / spacing
-    if shift > MAX_SHEAR:
-        tilt = planes[0].header.get("GantryDetectorTilt", "not stated")
-        raise GeometryError(
-            f"{planes[0].path}: {tag} moves sideways by {shift:.4f} mm for each mm along the "
-            f"slices' normal (GantryDetectorTilt (0018,1120): {tilt}); expected slices stacked at "
-            "right angles: resample a tilted series first"
-        )
-    even = positions[0] + np.arange(len(planes))[:, None] * stride
-    off = np.linalg.norm(positions - even, axis=1)
-    if off.max() > tolerance:
-        worst = int(off.argmax())
-        raise GeometryError(
-            f"{planes[worst].path}: {tag} is {positions[worst].tolist()} mm, {off[worst]:.4f} mm "
-            f"off the even stack of the series; expected at most {tolerance:.4f}"
-        )
+    def __init__(self, headers: Iterable[Dataset]) -> None:
+        self._headers = list(headers)
 
-    first = planes[0]
-    affine = np.eye(4)
-    affine[:3, 0] = stride
-    affine[:3, 1] = first.column * first.spacing[0]
-    affine[:3, 2] = first.row * first.spacing[1]
-    affine[:3, 3] = first.position
-    return affine
+    def __len__(self) -> int:
+        return len(self._headers)
+
+    @overload
+    def __getitem__(self, index: int) -> Dataset: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Dataset]: ...
+
+    def __getitem__(self, index: int | slice) -> Dataset | list[Dataset]:
+        if isinstance(index, slice):
+            return [_decoded(one) for one in self._headers[index]]
+        return _decoded(self._headers[index])
 
 
-def _hu(plane: _Plane) -> NDArray[np.int16]:
-    """Decode the plane's pixels and rescale them: [rows, columns]."""
-    path, header = plane.path, plane.header
-    dataset = _dcmread(path, stop_before_pixels=False)
-    if "PixelData" not in dataset:
-        raise IngestError(f"{path}: PixelData (7FE0,0010) is missing or cut off; expected an image")
-    try:
-        raw = pixel_array(dataset, raw=True, correct_unused_bits=False)
-    except Exception as error:  # every decoder has exceptions of its own
-        syntax, reason = dataset.file_meta.TransferSyntaxUID, " ".join(str(error).split())
-        raise IngestError(
-            f"{path}: PixelData (7FE0,0010) in transfer syntax {syntax} cannot be decoded: {reason}"
-        ) from error
-    if raw.shape != plane.shape:
-        raise IngestError(
-            f"{path}: PixelData (7FE0,0010) decodes to shape {raw.shape}; expected {plane.shape}"
-        )
+def _to_hu(raw: NDArray[np.integer], image: Image, hu: NDArray[np.int16]) -> None:
+    """Rescale one plane's stored values into `hu`: both [rows, columns]."""
     # What lies above BitsStored in a cell (overlays in old files) is no part of the number, but
-    # padding may be written with all bits: hence not left to pydicom.
-    unused = raw.dtype.itemsize * 8 - header.BitsStored
-    stored = (raw << unused) >> unused
-    hu = stored * float(header.RescaleSlope) + float(header.RescaleIntercept)
-    hu[_padding(plane, raw) | _padding(plane, stored)] = AIR_HU
-    limits = np.iinfo(np.int16)
-    rounded: NDArray[np.int16] = np.clip(np.rint(hu), limits.min, limits.max).astype(np.int16)
-    return rounded
+    # padding may be written with all bits.
+    unused = image.bits_allocated - image.bits_stored
+    low, high = int(raw.min()), int(raw.max())
+    least = -(1 << image.bits_stored - 1) if image.signed else 0
+    most = least + (1 << image.bits_stored) - 1
+    stored = raw if least <= low and high <= most else (raw << unused) >> unused
+    if stored is not raw:
+        low, high = int(stored.min()), int(stored.max())
+    ends = low * image.slope + image.intercept, high * image.slope + image.intercept
+    whole = image.slope == 1 and image.intercept.is_integer()
+    if whole and _INT16.min <= min(ends) and max(ends) <= _INT16.max:
+        np.add(stored, int(image.intercept), out=hu, casting="unsafe", dtype=np.int32)
+    else:
+        exact = np.rint(stored * image.slope + image.intercept)
+        hu[...] = np.clip(exact, _INT16.min, _INT16.max)
+    if image.padding is not None:
+        for values in (raw,) if stored is raw else (raw, stored):
+            _pad(values, image.padding, hu)
 
 
-def _padding(plane: _Plane, pixels: NDArray[np.generic]) -> NDArray[np.bool_]:
-    """Which pixels are padding (PS3.3 C.7.5.1.1.2): no measurement, whatever their value."""
-    value = _value(plane.path, plane.header, "PixelPaddingValue")
-    if not isinstance(value, int):
-        return np.zeros(pixels.shape, bool)
-    limit = _value(plane.path, plane.header, "PixelPaddingRangeLimit")
-    ends = [value, limit if isinstance(limit, int) else value]
+def _pad(values: NDArray[np.integer], padding: tuple[int, int], hu: NDArray[np.int16]) -> None:
+    """Padding (PS3.3 C.7.5.1.1.2) is no measurement, whatever its value: it becomes air."""
     # Wrapped: -2000 is often written as 63536, with the value representation of the other sign.
-    low, high = np.sort(np.array(ends).astype(pixels.dtype))
-    inside: NDArray[np.bool_] = (pixels >= low) & (pixels <= high)
-    return inside
+    low, high = np.sort(np.array(padding).astype(values.dtype))
+    hu[values == low if low == high else (values >= low) & (values <= high)] = AIR_HU
+
+
+def _written(header: Dataset, tag: int) -> object:
+    """The element's bytes in the file, "" where there is none, None if it is decoded already."""
+    if tag not in header:
+        return ""
+    element = header.get_item(tag)
+    return element.value or "" if isinstance(element, RawDataElement) else None
+
+
+def _text(header: Dataset, tag: int) -> str:
+    """A UID without pydicom's checks of it, which take longer than reading the file."""
+    if tag not in header:
+        return ""
+    value = header.get_item(tag).value or ""
+    return (value.decode("latin-1") if isinstance(value, bytes) else str(value)).strip("\0 ")
 
 
 def _decoded(header: Dataset) -> Dataset:
@@ -261,54 +182,3 @@ def _decoded(header: Dataset) -> Dataset:
         except Exception:  # one broken element, often a private one, is no reason to lose a series
             del header[tag]
     return header
-
-
-def _value(path: Path, header: Dataset, keyword: str) -> Any:
-    """The element's value, None if it is missing or empty."""
-    try:
-        return header.get(keyword)
-    except Exception as error:  # decoding an element is as unpredictable as reading a file
-        raise IngestError(f"{path}: {_named(keyword)} cannot be decoded: {error!r}") from error
-
-
-def _numbers(path: Path, header: Dataset, keyword: str, count: int) -> NDArray[np.float64]:
-    """The element's values as `count` finite numbers."""
-    try:
-        numbers = np.atleast_1d(np.array(_value(path, header, keyword), dtype=np.float64))
-    except (TypeError, ValueError):
-        numbers = np.empty(0)
-    if numbers.shape != (count,) or not np.isfinite(numbers).all():
-        _refuse(path, header, keyword, f"finite numbers, {count} of them", GeometryError)
-    return numbers
-
-
-def _require(
-    path: Path, header: Dataset, keyword: str, *allowed: object, expected: str | None = None
-) -> None:
-    if _value(path, header, keyword) not in allowed:
-        _refuse(path, header, keyword, expected or " or ".join(map(str, allowed)))
-
-
-def _refuse(
-    path: Path,
-    header: Dataset,
-    keyword: str,
-    expected: str,
-    error: type[ValueError] = IngestError,
-) -> NoReturn:
-    value = _shown(_value(path, header, keyword))
-    raise error(f"{path}: {_named(keyword)} is {value}; expected {expected}")
-
-
-def _shown(value: Any) -> str:
-    """The value as DICOM writes it, cut to a length that a message can hold."""
-    if value is None or value == "":
-        return "missing or empty"
-    several = isinstance(value, Sequence) and not isinstance(value, str | bytes)
-    text = "\\".join(map(str, value)) if several else str(getattr(value, "name", value))
-    return text if len(text) <= 100 else f"{text[:100]}..."
-
-
-def _named(keyword: str) -> str:
-    tag = Tag(tag_for_keyword(keyword) or 0)
-    return f"{keyword} ({tag.group:04X},{tag.element:04X})"

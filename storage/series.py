@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import pydicom
 from pydicom.dataset import Dataset
-from pydicom.uid import CTImageStorage
 
-from .dicom_read import read_series
+from .bounds import reading
+from .dicom_read import read_series, series_uid
 from .errors import IngestError
 from .nifti import read_nifti
 from .volume import Volume
 
-__all__ = ["Refusal", "Source", "find_sources", "read_source"]
+__all__ = [
+    "Finding",
+    "Refusal",
+    "Source",
+    "files_under",
+    "find_sources",
+    "group",
+    "read_source",
+    "scan",
+]
 
 Kind = Literal["dicom", "nifti"]
+
+_START_BYTES = 132  # of a file, to know its format by
 
 
 @dataclass(frozen=True)
@@ -43,39 +54,89 @@ class Refusal:
 
 
 @dataclass(frozen=True)
-class _Format:
-    """What the program must know of a file format."""
+class Finding:
+    """What one file is, by its header: of the series `key`, refused for `reason`, or neither.
 
-    recognises: Callable[[Path], bool]
-    group: Callable[[list[Path]], tuple[list[Source], list[Refusal]]]
-    read: Callable[[Sequence[Path]], tuple[Volume, list[Dataset]]]
+    kind is None for a refused file and for one of another format, which has no reason either.
+    """
+
+    path: Path
+    kind: Kind | None = None
+    key: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class _Format:
+    """What the program must know of a file format.
+
+    recognises: by the path and the file's first _START_BYTES. key: of the series that the file
+    belongs to; raises IngestError for a file that belongs to none.
+    """
+
+    recognises: Callable[[Path, bytes], bool]
+    key: Callable[[Path], str]
+    read: Callable[[Sequence[Path]], tuple[Volume, Sequence[Dataset]]]
 
 
 def find_sources(root: Path) -> tuple[list[Source], list[Refusal]]:
     """All series under a folder (or in the one file), and the medical files that are none.
 
-    DICOM is recognised by content, NIfTI by name; files of other formats are passed over. Only
-    headers are read, so a source may still turn out unusable in `read_source`. Both lists are
-    sorted. Raises IngestError if there is nothing at `root`.
+    `files_under`, `scan` and `group` in one. Only headers are read, so a source may still turn
+    out unusable in `read_source`. Both lists are sorted. Raises IngestError if there is nothing at
+    `root`.
+    """
+    return group(scan(files_under(root), root))
+
+
+def files_under(root: Path) -> Iterator[Path]:
+    """Every file below the folder but hidden ones: unfinished writing, desktop programs' notes.
+
+    Sorted, and symbolic links as themselves: no folder is entered through one. A folder that
+    cannot be listed comes in the place of its files. Raises IngestError if there is nothing at
+    `root`; a `root` that is a file stands for itself.
     """
     if not root.exists():
         raise IngestError(f"{root}: no such file or folder; expected DICOM or NIfTI files")
-    found: dict[Kind, list[Path]] = defaultdict(list)
-    for path in _files(root):
-        for kind, file_format in _FORMATS.items():
-            if file_format.recognises(path):
-                found[kind].append(path)
-                break
-    sources: list[Source] = []
-    refusals: list[Refusal] = []
-    for kind, paths in found.items():
-        more_sources, more_refusals = _FORMATS[kind].group(paths)
-        sources += more_sources
-        refusals += more_refusals
+    waiting = [root]
+    while waiting:
+        path = waiting.pop()
+        if path != root and (path.is_symlink() or not path.is_dir()):
+            yield path
+            continue
+        try:
+            names = [name for name in os.listdir(path) if not name.startswith(".")]
+        except OSError:  # the root is a file, or a folder may not be read
+            yield path
+            continue
+        waiting += [path / name for name in sorted(names, reverse=True)]
+
+
+def scan(paths: Iterable[Path], root: Path) -> list[Finding]:
+    """What each of the files below `root` is; the result can be sent between processes.
+
+    DICOM is recognised by content, NIfTI by name. Headers only are read, each file within the
+    bounds of `reading`. What is no regular file (FIFOs, devices, symbolic links that lead out of
+    `root`) is refused unread.
+    """
+    place = root.resolve()
+    return [_finding(path, place) for path in paths]
+
+
+def group(findings: Iterable[Finding]) -> tuple[list[Source], list[Refusal]]:
+    """The findings of one root as series, and its refused files. Both lists are sorted."""
+    series: dict[tuple[Kind, str], list[Path]] = defaultdict(list)
+    refusals = []
+    for one in findings:
+        if one.kind:
+            series[one.kind, one.key].append(one.path)
+        elif one.reason:
+            refusals.append(Refusal(one.path, one.reason))
+    sources = [Source(kind, key, tuple(sorted(files))) for (kind, key), files in series.items()]
     return sorted(sources, key=lambda one: one.files), sorted(refusals, key=lambda one: one.path)
 
 
-def read_source(source: Source) -> tuple[Volume, list[Dataset]]:
+def read_source(source: Source) -> tuple[Volume, Sequence[Dataset]]:
     """The source's volume in HU, and the headers of its slices (none for NIfTI).
 
     Raises GeometryError or IngestError as `read_series` and `read_nifti` do.
@@ -83,71 +144,54 @@ def read_source(source: Source) -> tuple[Volume, list[Dataset]]:
     return _FORMATS[source.kind].read(source.files)
 
 
-def _files(root: Path) -> Iterator[Path]:
-    """Every file below the folder but hidden ones: unfinished writing, desktop programs' notes."""
-    if root.is_file():
-        yield root
-        return
-    for path in sorted(root.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-        if path.is_file() and not hidden:
-            yield path
-
-
-def _is_dicom(path: Path) -> bool:
-    """DICM after the preamble; or, without both, an element of group 0002 or 0008 at the start."""
+def _finding(path: Path, root: Path) -> Finding:
     try:
-        with path.open("rb") as file:
-            start = file.read(132)
-    except OSError:
-        return False
+        if not _leads_to_a_file(path, root):
+            return Finding(path)
+        with reading(path):
+            with path.open("rb") as file:
+                start = file.read(_START_BYTES)
+            for kind, file_format in _FORMATS.items():
+                if file_format.recognises(path, start):
+                    return Finding(path, kind, file_format.key(path))
+    except (IngestError, OSError) as error:
+        return Finding(path, reason=str(error))
+    return Finding(path)
+
+
+def _leads_to_a_file(path: Path, root: Path) -> bool:
+    """False for a link to a folder below the root, whose files are found at their own place.
+
+    Raises IngestError for what is neither a regular file nor a link to one below the root.
+    """
+    if path.is_symlink():
+        target = path.resolve()
+        if not target.is_relative_to(root):
+            raise IngestError(
+                f"{path}: is a symbolic link that leads out of {root}; expected a file"
+            )
+        return not target.is_dir()
+    return True
+
+
+def _is_dicom(_path: Path, start: bytes) -> bool:
+    """DICM after the preamble; or, without both, an element of group 0002 or 0008 at the start."""
     # Either encoding: two capitals for the value representation, or a length below 65536.
     bare = start[:2] in (b"\x02\x00", b"\x08\x00") and start[3:4] == b"\x00"
     plausible = start[4:6].isupper() or start[6:8] == b"\x00\x00"
-    return start[128:] == b"DICM" or (len(start) == 132 and bare and plausible)
+    return start[128:] == b"DICM" or (len(start) == _START_BYTES and bare and plausible)
 
 
-def _group_dicom(paths: list[Path]) -> tuple[list[Source], list[Refusal]]:
-    series: dict[str, list[Path]] = defaultdict(list)
-    refusals = []
-    for path in paths:
-        try:
-            header = pydicom.dcmread(
-                path,
-                stop_before_pixels=True,
-                force=True,
-                specific_tags=["SOPClassUID", "SeriesInstanceUID"],
-            )
-            storage = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID")
-            uid = header.get("SeriesInstanceUID")
-        except Exception as error:  # pydicom 3.0 raises eight classes and more on malformed files
-            refusals.append(Refusal(path, f"not a readable DICOM file: {error!r}"))
-            continue
-        if storage != CTImageStorage:
-            named = getattr(storage, "name", storage) or "missing"
-            reason = f"SOPClassUID (0008,0016) is {named}; expected CT Image Storage"
-            refusals.append(Refusal(path, reason))
-        elif not uid:
-            refusals.append(Refusal(path, "SeriesInstanceUID (0020,000E) is missing or empty"))
-        else:
-            series[str(uid)].append(path)
-    return [Source("dicom", uid, tuple(files)) for uid, files in series.items()], refusals
-
-
-def _is_nifti(path: Path) -> bool:
+def _is_nifti(path: Path, _start: bytes) -> bool:
     return path.name.endswith((".nii", ".nii.gz"))
 
 
-def _group_nifti(paths: list[Path]) -> tuple[list[Source], list[Refusal]]:
-    return [Source("nifti", str(path), (path,)) for path in paths], []
-
-
-def _read_nifti(files: Sequence[Path]) -> tuple[Volume, list[Dataset]]:
+def _read_nifti(files: Sequence[Path]) -> tuple[Volume, Sequence[Dataset]]:
     return read_nifti(files[0]), []
 
 
 # A file format is one line here and the functions that it names.
 _FORMATS: dict[Kind, _Format] = {
-    "nifti": _Format(_is_nifti, _group_nifti, _read_nifti),
-    "dicom": _Format(_is_dicom, _group_dicom, read_series),
+    "nifti": _Format(_is_nifti, str, _read_nifti),
+    "dicom": _Format(_is_dicom, series_uid, read_series),
 }

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from pmg.cli import refusals
-from pmg.cli.options import FOLDER, OUT_FOLDER, device_option
+from pmg.cli.options import (
+    FOLDER,
+    OUT_FOLDER,
+    device_option,
+    identity_options,
+    pseudonyms_of,
+)
+
+if TYPE_CHECKING:
+    from pmg.model import Domain
 
 
 @click.command(name="evaluate")
@@ -24,13 +34,21 @@ from pmg.cli.options import FOLDER, OUT_FOLDER, device_option
 )
 @click.option(
     "--targets",
-    type=FOLDER,
+    metavar="FOLDER|URL",
     help="real scans of the other domain, a store or a folder of series, to compare with; "
     "default: the store that the model was trained on",
 )
+@identity_options
 @device_option
 def command(
-    cases: Path, model: Path, out: Path, domain: int, targets: Path | None, device: str
+    cases: Path,
+    model: Path,
+    out: Path,
+    domain: int,
+    targets: str | None,
+    key: Path | None,
+    keep_identity: bool,
+    device: str,
 ) -> None:
     """Translate cases, measure them, and write the report.
 
@@ -41,10 +59,13 @@ def command(
     one with contrast agent.
 
     OUT gets every translation, report.html and report.png, metrics.csv and .json over all cases
-    with intervals over subjects (by PatientID), and cases.csv and .json. The source itself stands
-    beside every figure as "no translation", and with its histogram matched to real scans.
+    with intervals over patients, and cases.csv and .json. The source itself stands beside every
+    figure as "no translation", and with its histogram matched to real scans. Written DICOM is
+    de-identified as by `pmg translate`; the report shows the cases' folder names.
     """
     with refusals():
         from pmg.cli.pipeline import evaluate_and_report
 
-        evaluate_and_report(cases, model, out, 1 if domain == 1 else 2, device, targets=targets)
+        names = pseudonyms_of(key, keep_identity, out)
+        direction: Domain = 1 if domain == 1 else 2
+        evaluate_and_report(cases, model, out, names, direction, device, targets=targets)

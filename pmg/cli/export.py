@@ -25,7 +25,8 @@ def command(store: Path, volumes: tuple[str, ...], out: Path, form: Format) -> N
     """Write volumes of a store as they are: de-identified DICOM series or NIfTI files.
 
     All volumes unless some are named. A store without --spacing gives back exactly the HU and the
-    patient coordinates that went in.
+    patient coordinates that went in. Patients are the store's pseudonyms; it knows no names, dates
+    or UIDs that could be kept, so every export has new UIDs.
     """
     from pmg.output import write_stored
     from storage.store import Store

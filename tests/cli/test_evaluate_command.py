@@ -130,4 +130,5 @@ def test_a_scan_without_truth_is_measured_too(tmp_path, model):
     assert all(row["matched"] is None for row in rows.values())  # no real scans to match
     assert all(row["translated_low"] is None for row in rows.values())  # one subject
     assert "body MAE" not in rows
+    assert "none; --targets names some" in (tmp_path / "out" / "report.html").read_text()
     assert "1 cases" not in (tmp_path / "out" / "metrics.csv").read_text()

@@ -48,22 +48,22 @@ def test_scans_of_the_domain_are_read_from_a_store(tmp_path):
         spacing_mm=SPACING_MM,
         key_path=tmp_path / "key",
     )
-    targets = read_targets(tmp_path / "store", 2, SPACING_MM)
+    targets = read_targets(str(tmp_path / "store"), 2, SPACING_MM)
     assert len(targets.scans) == 2
     bright = targets.histogram.share[1024 + 130 : 1024 + 200].sum()
     assert 0.05 < bright < 0.2
-    assert read_targets(tmp_path / "store", 1, SPACING_MM).histogram.share[1154:].sum() < 0.001
+    assert read_targets(str(tmp_path / "store"), 1, SPACING_MM).histogram.share[1154:].sum() < 0.001
 
 
 def test_of_many_series_in_a_folder_8_are_read(tmp_path):
     for number in range(11):
         write_nifti(scan(number, 150), tmp_path / f"{number:02d}.nii.gz")
-    assert len(read_targets(tmp_path, 2, SPACING_MM).scans) == MOST_TARGETS == 8
+    assert len(read_targets(str(tmp_path), 2, SPACING_MM).scans) == MOST_TARGETS == 8
 
 
 def test_a_folder_without_scans_is_refused_by_name(tmp_path):
     with pytest.raises(IngestError, match=f"targets {tmp_path}: no scan of domain 2"):
-        read_targets(tmp_path, 2, SPACING_MM)
+        read_targets(str(tmp_path), 2, SPACING_MM)
 
 
 def test_a_scan_of_the_target_domain_is_nearer_than_one_of_the_other():

@@ -1,5 +1,7 @@
 """Finding series under a folder: by content, grouped, with a reason for what is refused."""
 
+import os
+import pickle
 import shutil
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from pydicom.uid import generate_uid
 from storage.dicom_write import write_series
 from storage.errors import GeometryError, IngestError
 from storage.nifti import write_nifti
-from storage.series import Source, find_sources, read_source
+from storage.series import Source, files_under, find_sources, group, read_source, scan
 from storage.volume import Volume
 
 
@@ -100,6 +102,46 @@ def test_a_bare_data_set_without_preamble_is_recognised(tmp_path, implicit):
     ((source,), _) = find_sources(tmp_path)
     assert (source.key, source.files) == (uid, tuple(files))
     np.testing.assert_array_equal(read_source(source)[0].hu, a_volume(1).hu)
+
+
+def test_links_and_pipes_are_never_followed_out_of_the_root(tmp_path):
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    _, files = a_series(root / "series", seed=1)
+    a_series(outside / "series", seed=2)
+    (root / "a_file").symlink_to(outside / "series" / "CT_0001.dcm")
+    (root / "a_folder").symlink_to(outside / "series")
+    (root / "lost").symlink_to(root / "nowhere")
+    (root / "series_again").symlink_to(root / "series")
+    os.mkfifo(root / "pipe.dcm")
+    ((source,), refusals) = find_sources(root)
+    assert source.files == tuple(files)
+    reasons = {refusal.path.name: refusal.reason for refusal in refusals}
+    assert set(reasons) == {"a_file", "a_folder", "lost", "pipe.dcm"}
+    assert all("leads out of" in reasons[name] for name in ("a_file", "a_folder"))
+    assert "no regular file" in reasons["pipe.dcm"]
+    assert "No such file" in reasons["lost"]
+
+
+def test_a_link_to_a_file_below_the_root_is_that_file(tmp_path):
+    uid, files = a_series(tmp_path / "root" / ".objects", seed=1)
+    for file in files:
+        (tmp_path / "root" / file.name).symlink_to(file)
+    (tmp_path / "link").symlink_to(tmp_path / "root")
+    ((source,), refusals) = find_sources(tmp_path / "link")
+    assert (source.key, len(source.files), refusals) == (uid, 3, [])
+    np.testing.assert_array_equal(read_source(source)[0].hu, a_volume(1).hu)
+
+
+def test_a_scan_in_parts_gives_the_same_as_one_of_the_whole(tmp_path):
+    for seed in (1, 2):
+        a_series(tmp_path / str(seed), seed)
+    shutil.copyfile(get_testdata_file("MR_small.dcm", download=False), tmp_path / "mr")
+    paths = list(files_under(tmp_path))
+    assert paths == sorted(paths)
+    parts = [scan(paths[start::3], tmp_path) for start in range(3)]
+    findings = [one for part in pickle.loads(pickle.dumps(parts)) for one in part]
+    assert group(findings) == find_sources(tmp_path)
+    assert [len(found) for found in group(findings)] == [2, 1]
 
 
 def test_nothing_at_the_path_is_an_error(tmp_path):

@@ -148,7 +148,9 @@ def test_damage_reaches_the_consumer_with_its_name_and_the_step_stays(
     own_store: Store, memory_bytes: int
 ) -> None:
     damaged = own_store.row("volume-1-0")
-    (shard,) = (f for f in (own_store.path / damaged.array_path / "c").rglob("*") if f.is_file())
+    (shard,) = (
+        f for f in (own_store.place.root / damaged.array_path / "c").rglob("*") if f.is_file()
+    )
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
@@ -166,12 +168,12 @@ def test_damage_reaches_the_consumer_with_its_name_and_the_step_stays(
 def test_asking_again_after_an_error_does_not_skip_a_batch(own_store: Store) -> None:
     expected = take(open_patches(own_store), 1)[0]
     with open_patches(own_store, memory_bytes=0) as stream:
-        hidden = own_store.path / "volumes"
-        hidden.rename(own_store.path / "away")
+        hidden = own_store.place.root / "volumes"
+        hidden.rename(own_store.place.root / "away")
         for _ in range(2):
             with pytest.raises(StoreCorrupt):
                 next(stream)
-        (own_store.path / "away").rename(hidden)
+        (own_store.place.root / "away").rename(hidden)
         assert stream.step == 0
     assert same(take(open_patches(own_store, start_step=stream.step), 1)[0], expected)
 

@@ -1,0 +1,280 @@
+"""The stored values of a DICOM file's frames, native or compressed, decoded one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from struct import unpack, unpack_from
+from typing import Any, BinaryIO
+
+import gdcm
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.encaps import encapsulate
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.uid import (
+    HTJ2K,
+    JPEG2000,
+    UID,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    RLELossless,
+)
+
+from storage.codestream import bare_codestream, precision
+from storage.dicom_file import DicomFile, open_pixels
+from storage.dicom_header import Image, named
+from storage.errors import IngestError
+
+__all__ = ["require_pixels", "stored_frames"]
+
+_JPEG = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1)
+
+# Which of pydicom's plug-ins decodes what: those that are fastest here and hold the standard.
+_PLUGINS = {
+    RLELossless: "pylibjpeg",
+    JPEGLSLossless: "pyjpegls",
+    JPEGLSNearLossless: "pyjpegls",
+    JPEG2000Lossless: "pylibjpeg",
+    JPEG2000: "pylibjpeg",
+    HTJ2KLossless: "pylibjpeg",
+    HTJ2KLosslessRPCL: "pylibjpeg",
+    HTJ2K: "pylibjpeg",
+}
+
+# What one file may hold: 1 GiB as int16.
+_MAX_VOXELS = 1 << 29
+
+_PIXELS = named("PixelData")
+
+
+def require_pixels(dicom: DicomFile, image: Image, frames: int) -> None:
+    """Raise IngestError unless the file holds pixels of `frames` such images, by its lengths."""
+    path = dicom.path
+    if dicom.pixels_at is None:
+        raise IngestError(f"{path}: {_PIXELS} is missing or cut off; expected an image")
+    voxels = frames * image.rows * image.columns
+    if voxels > _MAX_VOXELS:
+        raise IngestError(
+            f"{path}: {named('NumberOfFrames')} is {frames}, of {image.rows} x {image.columns} "
+            f"pixels; expected at most {_MAX_VOXELS} voxels in one file"
+        )
+    if dicom.syntax.is_private or not dicom.syntax.is_transfer_syntax:
+        _refuse_syntax(dicom)
+    if dicom.syntax.is_compressed and not dicom.syntax.is_deflated:
+        if dicom.syntax not in _JPEG and dicom.syntax not in _PLUGINS:
+            _refuse_syntax(dicom)
+        return
+    expected = voxels * image.bits_allocated // 8
+    if dicom.pixels_bytes is None or not 0 <= dicom.pixels_bytes - expected <= expected % 2:
+        found = "an open number of" if dicom.pixels_bytes is None else dicom.pixels_bytes
+        raise IngestError(
+            f"{path}: {_PIXELS} has {found} bytes; expected {expected} for {frames} frame(s) of "
+            f"{image.rows} x {image.columns} pixels of {image.bits_allocated} bits"
+        )
+
+
+def stored_frames(dicom: DicomFile, image: Image, frames: int) -> Iterator[NDArray[np.integer]]:
+    """The values of every frame as they are stored: [rows, columns], in the file's order.
+
+    int or uint of BitsAllocated, by PixelRepresentation; what a writer put above BitsStored is
+    still there. To be called after `require_pixels`. Raises IngestError naming the file where the
+    pixels are not intact.
+    """
+    with open_pixels(dicom) as file:
+        if not dicom.syntax.is_compressed or dicom.syntax.is_deflated:
+            yield from _native(dicom, image, frames, file)
+            return
+        for number, frame in enumerate(_encoded_frames(dicom, frames, file), 1):
+            yield _decoded(dicom, image, frame, number)
+
+
+def _native(
+    dicom: DicomFile, image: Image, frames: int, file: BinaryIO
+) -> Iterator[NDArray[np.integer]]:
+    order = "<" if dicom.header.original_encoding[1] else ">"
+    size = image.bits_allocated // 8
+    dtype = np.dtype(f"{order}{'i' if image.signed else 'u'}{size}")
+    shape = image.rows, image.columns
+    swapped = order == ">" and size == 1  # bytes within the 16-bit words of OW (PS3.5 A.3)
+    if swapped and image.rows * image.columns % 2:
+        raise IngestError(
+            f"{dicom.path}: {_PIXELS} has big endian words that do not end with a row; expected an "
+            "even number of 8 bit pixels"
+        )
+    for _ in range(frames):
+        data = _exactly(dicom, file, image.rows * image.columns * size)
+        if swapped:
+            data = np.frombuffer(data, ">u2").astype("<u2").tobytes()
+        values = np.frombuffer(data, dtype).reshape(shape)
+        yield values if order == "<" else values.astype(dtype.newbyteorder("="))
+
+
+def _decoded(dicom: DicomFile, image: Image, frame: bytes, number: int) -> NDArray[np.integer]:
+    syntax = dicom.syntax
+    if syntax in _PLUGINS and syntax not in (RLELossless, JPEGLSLossless, JPEGLSNearLossless):
+        frame = bare_codestream(frame)
+    try:
+        bits = precision(frame, syntax, image.rows, image.columns, image.bits_allocated)
+        raw = (
+            _by_gdcm(frame, syntax, image, bits)
+            if syntax in _JPEG
+            else _by_pydicom(frame, syntax, image)
+        )
+    except (IngestError, MemoryError):
+        raise
+    except Exception as error:  # every decoder has exceptions of its own
+        reason = " ".join(str(error).split())
+        raise IngestError(
+            f"{dicom.path}: {_PIXELS} in transfer syntax {syntax} cannot be decoded: frame "
+            f"{number} {reason}"
+        ) from error
+    if raw.shape != (image.rows, image.columns):
+        raise IngestError(
+            f"{dicom.path}: {_PIXELS} decodes to shape {raw.shape}; expected "
+            f"{(image.rows, image.columns)}"
+        )
+    return raw
+
+
+def _by_pydicom(frame: bytes, syntax: UID, image: Image) -> NDArray[np.integer]:
+    facts: dict[str, Any] = {
+        "rows": image.rows,
+        "columns": image.columns,
+        "number_of_frames": 1,
+        "samples_per_pixel": 1,
+        "bits_allocated": image.bits_allocated,
+        "bits_stored": image.bits_stored,
+        "photometric_interpretation": image.photometric,
+        "pixel_representation": int(image.signed),
+        "pixel_keyword": "PixelData",
+        "correct_unused_bits": False,
+    }
+    raw, _ = get_decoder(syntax).as_array(
+        encapsulate([frame], has_bot=False),
+        index=0,
+        raw=True,
+        decoding_plugin=_PLUGINS[syntax],
+        **facts,
+    )
+    return raw
+
+
+def _by_gdcm(frame: bytes, syntax: UID, image: Image, bits: int) -> NDArray[np.integer]:
+    """JPEG of all processes; pydicom 3.0 calls GDCM too, but not for 12 bits with loss."""
+    fragment = gdcm.Fragment()
+    fragment.SetByteStringValue(frame)
+    fragments = gdcm.SequenceOfFragments.New()
+    fragments.AddFragment(fragment)
+    element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
+    element.SetValue(fragments.__ref__())
+
+    picture = gdcm.Image()
+    picture.SetNumberOfDimensions(2)
+    picture.SetDimensions((image.columns, image.rows, 1))
+    picture.SetDataElement(element)
+    kind = gdcm.PhotometricInterpretation.GetPIType(image.photometric)
+    picture.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(kind))
+    picture.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType(str(syntax))))
+    container = 8 if bits <= 8 else 16
+    signed = int(image.signed)
+    picture.SetPixelFormat(gdcm.PixelFormat(1, container, bits, bits - 1, signed))
+    # GDCM gives its bytes as a string with surrogates.
+    data = picture.GetBuffer().encode("utf-8", "surrogateescape")
+    dtype = np.dtype(f"u{container // 8}")
+    expected = image.rows * image.columns * dtype.itemsize
+    if len(data) != expected:
+        raise ValueError(f"gives {len(data)} bytes; expected {expected}")
+    raw = np.frombuffer(data, dtype).reshape(image.rows, image.columns)
+    whole = raw.astype(f"u{image.bits_allocated // 8}")
+    return whole.view(f"i{image.bits_allocated // 8}") if image.signed else whole
+
+
+def _encoded_frames(dicom: DicomFile, frames: int, file: BinaryIO) -> Iterator[bytes]:
+    """Each frame's bytes, out of the fragments of encapsulated pixels (PS3.5 A.4)."""
+    start = file.tell()
+    table, *fragments = _items(dicom, file)
+    if frames == 1:
+        groups = [fragments]
+    elif len(fragments) == frames:
+        groups = [[one] for one in fragments]
+    else:
+        groups = _by_offsets(dicom, file, table, fragments, frames)
+    if not fragments:
+        raise IngestError(f"{dicom.path}: {_PIXELS} has no fragments; expected {frames} frame(s)")
+    for group in groups:
+        parts = []
+        for at, length in group:
+            file.seek(at)
+            parts.append(_exactly(dicom, file, length))
+        yield b"".join(parts)
+    file.seek(start)
+
+
+def _items(dicom: DicomFile, file: BinaryIO) -> list[tuple[int, int]]:
+    """Start and length of every item's value: the basic offset table and the fragments."""
+    items = []
+    size = dicom.path.stat().st_size
+    while True:
+        tag, length = unpack("<II", _exactly(dicom, file, 8))
+        if tag == 0xE0DDFFFE:
+            break
+        at = file.tell()
+        if tag != 0xE000FFFE or at + length > size:
+            raise IngestError(
+                f"{dicom.path}: {_PIXELS} has tag {tag & 0xFFFF:04X},{tag >> 16:04X} of {length} "
+                f"bytes at byte {at - 8}; expected fragments within the file"
+            )
+        items.append((at, length))
+        file.seek(at + length)
+    if not items:
+        raise IngestError(f"{dicom.path}: {_PIXELS} has no offset table; expected one, or an empty")
+    return items
+
+
+def _by_offsets(
+    dicom: DicomFile,
+    file: BinaryIO,
+    table: tuple[int, int],
+    fragments: list[tuple[int, int]],
+    frames: int,
+) -> list[list[tuple[int, int]]]:
+    """The fragments of each frame, by the basic offset table."""
+    file.seek(table[0])
+    data = _exactly(dicom, file, table[1])
+    offsets = unpack_from(f"<{len(data) // 4}I", data)
+    base = fragments[0][0] if fragments else 0
+    begins = {at - base: index for index, (at, _) in enumerate(fragments)}
+    firsts = [begins.get(offset, -1) for offset in offsets]
+    if len(firsts) != frames or -1 in firsts or firsts[:1] != [0] or firsts != sorted(set(firsts)):
+        raise IngestError(
+            f"{dicom.path}: {_PIXELS} has {len(fragments)} fragments and {len(offsets)} offsets "
+            f"that fit them; expected {frames} frames by {named('NumberOfFrames')}"
+        )
+    ends = [*firsts[1:], len(fragments)]
+    return [fragments[first:end] for first, end in zip(firsts, ends, strict=True)]
+
+
+def _exactly(dicom: DicomFile, file: BinaryIO, amount: int) -> bytes:
+    data = file.read(amount)
+    while len(data) < amount and (more := file.read(amount - len(data))):
+        data += more
+    if len(data) < amount:
+        raise IngestError(
+            f"{dicom.path}: {_PIXELS} cannot be decoded: {amount - len(data)} of {amount} bytes "
+            "are missing; expected a whole file (was it cut off while it was copied?)"
+        )
+    return data
+
+
+def _refuse_syntax(dicom: DicomFile) -> None:
+    raise IngestError(
+        f"{dicom.path}: {named('TransferSyntaxUID')} is {dicom.syntax.name}; expected native "
+        "pixels, RLE, JPEG, JPEG-LS, JPEG 2000 or HTJ2K"
+    )
