@@ -50,9 +50,12 @@ def test_scans_of_the_domain_are_read_from_a_store(tmp_path):
     )
     targets = read_targets(str(tmp_path / "store"), 2, SPACING_MM)
     assert len(targets.scans) == 2
-    bright = targets.histogram.share[1024 + 130 : 1024 + 200].sum()
+    bright = targets.histogram.share[300 + 130 : 300 + 200].sum()
     assert 0.05 < bright < 0.2
-    assert read_targets(str(tmp_path / "store"), 1, SPACING_MM).histogram.share[1154:].sum() < 0.001
+    assert (
+        read_targets(str(tmp_path / "store"), 1, SPACING_MM).histogram.share[300 + 130 :].sum()
+        < 0.001
+    )
 
 
 def test_of_many_series_in_a_folder_8_are_read(tmp_path):
@@ -90,6 +93,6 @@ def test_one_scan_alone_has_no_other_to_compare_with():
 
 
 def test_a_source_without_a_common_frame_has_no_distances():
-    targets = Targets((), HuHistogram(np.full(4096, 1 / 4096)))
+    targets = Targets((), HuHistogram(np.full(3372, 1 / 3372)))
     source = scan(9, 60)
     assert targets.distances(framed(source, SPACING_MM), {"identity": source}) == {}
