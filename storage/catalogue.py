@@ -203,7 +203,7 @@ class Catalogue(Sequence[Row]):
             return np.zeros(1, np.int32), np.zeros(0, np.uint8)
         _, offsets, data = values.buffers()
         ends = np.frombuffer(offsets, np.int32)[values.offset : values.offset + len(values) + 1]
-        return ends, np.frombuffer(data, np.uint8)
+        return ends, np.frombuffer(data or b"", np.uint8)  # no buffer where all are empty
 
     def changed(self, added: Sequence[Row], removed: Sequence[str] = ()) -> Catalogue:
         """With `added`, each in place of an older row of its volume id, and without `removed`.

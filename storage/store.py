@@ -15,14 +15,14 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import zarr
 
-from storage.array import as_int16, content_digest, open_array, read_array, write_array
+from storage.array import as_int16, content_digest, write_array
 from storage.body import FrameOrigin
 from storage.catalogue import Catalogue, Row, body_cells, hu_histogram, mask_cells
 from storage.catalogue_file import CATALOGUE, read_catalogue, write_catalogue
 from storage.errors import GeometryError, IngestError, StoreCorrupt, StoreError, StoreMissing
 from storage.place import Place
+from storage.shard import ShardedArray
 from storage.volume import Volume
 
 __all__ = ["STORE_VERSION", "Spacing", "Store", "Writer", "stage_volume"]
@@ -115,11 +115,11 @@ class Store:
 
     def read(self, volume_id: str) -> Volume:
         """The whole volume, int16. Raises StoreCorrupt when its digest is not the catalogue's."""
-        affine, digest, path = self.rows.get(
-            self.require(volume_id), "affine", "digest", "array_path"
+        affine, digest, path, shape = self.rows.get(
+            self.require(volume_id), "affine", "digest", "array_path", "shape"
         )
         with _naming(volume_id):
-            hu = read_array(self._array(volume_id), (slice(None),) * 3)
+            hu = self._array(volume_id).read((0, 0, 0), shape)
             if content_digest(hu, affine) != digest:
                 raise StoreCorrupt(f"{self.place}/{path}: has another SHA-256 than stated")
         return Volume(hu, np.reshape(affine, (4, 4)))
@@ -130,15 +130,22 @@ class Store:
         Checks every chunk that it touches, not the volume's digest. Raises StoreCorrupt for a
         damaged or missing chunk, StoreError for a box that reaches out of the volume.
         """
-        array = self._array(volume_id)
-        box = tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))
-        if any(s.start < 0 or s.stop > n for s, n in zip(box, array.shape, strict=True)):
-            raise StoreError(
-                f"volume {volume_id} has shape {array.shape}; box {tuple(shape)} at {tuple(start)} "
-                "reaches out of it"
-            )
         with _naming(volume_id):
-            return read_array(array, box)
+            return self._array(volume_id).read(start, shape)
+
+    def cut(
+        self,
+        volume_id: str,
+        starts: np.ndarray,
+        shape: Sequence[int],
+        outs: Sequence[np.ndarray],
+    ) -> None:
+        """Copy int16 HU of several boxes of one shape into `outs`, as `read_box` reads one.
+
+        starts: [N, 3], first voxel of each. A chunk that many of them touch is decoded once.
+        """
+        with _naming(volume_id):
+            self._array(volume_id).cut(starts, shape, outs)
 
     def verify(
         self, threads: int = 1, progress: Callable[[int, int], None] | None = None
@@ -174,15 +181,16 @@ class Store:
             writer.sweep()
             yield writer
 
-    def _open_array(self, volume_id: str) -> zarr.Array[Any]:
+    def _open_array(self, volume_id: str) -> ShardedArray:
         path, digest, shape = self.rows.get(
             self.require(volume_id), "array_path", "metadata_digest", "shape"
         )
         with _naming(volume_id):
             name = f"{path}/zarr.json"
-            if hashlib.sha256(self.place.read(name)).hexdigest() != digest:
+            metadata = self.place.read(name)
+            if hashlib.sha256(metadata).hexdigest() != digest:
                 raise StoreCorrupt(f"{self.place}/{name}: has another SHA-256 than stated")
-            return open_array(self.place, path, shape)
+            return ShardedArray(self.place, path, metadata, shape)
 
 
 class Writer:
@@ -306,7 +314,7 @@ def stage_volume(
     }
     array_path = f"volumes/{volume_id}-{secrets.token_hex(8)}"
     digest = content_digest(hu, affine)
-    written = write_array(place, array_path, hu, described | {"digest": digest})
+    written = write_array(place, array_path, hu, described | {"digest": digest}, origin.index)
     row = Row(
         **(described | {"provenance": json.dumps(provenance, sort_keys=True)}),
         hu_min=int(hu.min()),
@@ -325,7 +333,8 @@ def stage_volume(
         ingest_version=ingest_version,
     )
     try:
-        read_back = read_array(open_array(place, array_path, row.shape), (slice(None),) * 3)
+        metadata = place.read(f"{array_path}/zarr.json")
+        read_back = ShardedArray(place, array_path, metadata, row.shape).read((0, 0, 0), row.shape)
         if content_digest(read_back, affine) != digest:
             raise StoreCorrupt(f"{place}/{array_path}: reads back other HU than written")
     except StoreCorrupt:

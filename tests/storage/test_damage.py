@@ -34,7 +34,7 @@ def metadata(store: Store) -> str:
 
 
 def assert_named(store: Store, *, box_too: bool = True) -> None:
-    store = Store.open(store.place)
+    store = Store.open(store.place.address)
     with pytest.raises(StoreCorrupt, match=V1):
         store.read("v1")
     if box_too:

@@ -273,7 +273,7 @@ class TestS3:
     def test_a_writer_that_slept_finds_its_lock_and_its_versions_gone(
         self, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(storage.s3, "LOCK_STALE_S", 1)
+        monkeypatch.setattr(storage.s3, "LOCK_STALE_S", 4)
         place = Place.of(f"{s3_bucket}/slept")
         version = place.replace("catalogue", b"empty")
         parent, child = SPAWN.Pipe()
