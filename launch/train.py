@@ -95,12 +95,12 @@ def _fit(config: Config, folder: RunFolder, console: Console) -> None:
 
 
 def _with_store(config: Config) -> tuple[Config, str]:
-    """The configuration with the store's absolute path and spacing, and the store's digest."""
+    """The configuration with the store's absolute address and spacing, and the store's digest."""
     data = config.data
     if data.store is None:
-        raise ConfigError("config data.store: missing; expected the folder that pmg ingest wrote")
+        raise ConfigError("config data.store: missing; expected the store that pmg ingest wrote")
     store = Store.open(data.store)
-    domains = {row.domain for row in store.rows}
+    domains = set(store.rows.column("domain").tolist())
     if domains != {1, 2}:
         raise ConfigError(
             f"config data.store: {data.store} holds volumes of domain "
@@ -110,8 +110,9 @@ def _with_store(config: Config) -> tuple[Config, str]:
     open_stream(
         store, data, seed=config.train.seed, rank=0, world_size=1, global_batch=config.train.batch
     ).close()
-    spacing = store.spacing_mm or store.rows[0].spacing_mm
-    data = data.model_copy(update={"store": data.store.resolve(), "spacing_mm": tuple(spacing)})
+    spacing = store.spacing_mm or store.rows.get(0, "spacing_mm")[0]
+    found = {"store": store.place.address, "spacing_mm": tuple(spacing)}
+    data = data.model_copy(update=found)
     return config.model_copy(update={"data": data}), store.digest
 
 

@@ -190,7 +190,7 @@ def test_paths_and_tuples_survive_yaml(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(config.to_yaml())
     again = load_config(path)
-    assert again.data.store == Path("/a/store")
+    assert again.data.store == "/a/store"
     assert again.data.spacing_mm == (3.0, 2.0, 2.0)
 
 

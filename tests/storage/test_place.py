@@ -187,6 +187,20 @@ class TestLocal:
         del place, read_all, threads, thread
         assert len(os.listdir("/proc/self/fd")) <= before
 
+    def test_an_open_file_that_is_deleted_or_replaced_is_noticed(self, tmp_path: Path) -> None:
+        place = Place.of(tmp_path / "place")
+        place.replace("a/f", b"first")
+        assert place.read_ranges("a/f", [0], [5]) == [b"first"]
+        place.replace("a/f", b"other")
+        assert place.read_ranges("a/f", [0], [5]) == [b"other"]
+        delete(place, "a/f")
+        with pytest.raises(StoreMissing, match=r"a/f: the file is missing"):
+            place.read_ranges("a/f", [0], [5])
+        (tmp_path / "private").write_bytes(b"private")
+        (tmp_path / "place/a/f").symlink_to(tmp_path / "private")
+        with pytest.raises(StoreCorrupt, match=r"a/f: this path leads out"):
+            place.read_ranges("a/f", [0], [5])
+
     def test_what_the_disk_refuses_leaves_the_old_file(self, tmp_path: Path) -> None:
         place = Place.of(tmp_path)
         place.replace("a/f", b"old")
