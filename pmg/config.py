@@ -51,13 +51,36 @@ class DataConfig(_Section):
     patch: tuple[Count, ...] = Field(
         (64, 64), min_length=2, max_length=3, description="voxels: h, w for 2D or d, h, w for 3D"
     )
+    slices: Count = Field(
+        1, description="2.5D: neighbouring slices in a 2D patch, its channels; odd; 1: plain 2D"
+    )
     spacing_mm: tuple[Positive, Positive, Positive] | None = Field(
         None, description="z, y, x of the store's grid; filled in by training"
     )
     pairing: Literal["unpaired", "same_patient"] = Field(
         "unpaired", description="co-located patches of different patients, or of one in two phases"
     )
+    balance: Literal["volumes", "patients"] = Field(
+        "volumes", description="what is drawn evenly; patients: many volumes of one weigh as one"
+    )
     jitter: NonNegative = Field(0, description="voxels the second patch may be displaced by")
+    body_fraction: Fraction = Field(
+        1.0, description="share of the patches that are centred in both bodies"
+    )
+    mask_fraction: Fraction = Field(
+        0.0, description="share of the patches that are centred in a masked cell, such as calcium"
+    )
+    pool: Count | None = Field(
+        None,
+        description="visits open at once over all workers, rounded up to whole batches; "
+        "none: four batches",
+    )
+    patches_per_visit: Count = Field(
+        16, description="patches taken from each part of a volume that is read; more read less"
+    )
+    amplification: Annotated[float, Field(ge=0.1, le=100)] = Field(
+        2.0, description="voxels decoded for each one delivered; more spread a visit's patches"
+    )
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="share of the patients that no training step sees"
     )
@@ -73,6 +96,14 @@ class DataConfig(_Section):
     )
 
     @model_validator(mode="after")
+    def _slices_have_a_middle(self) -> DataConfig:
+        if self.slices % 2 == 0:
+            raise ValueError(f"slices {self.slices} must be odd: the middle one is translated")
+        if self.slices > 1 and len(self.patch) == 3:
+            raise ValueError(f"slices {self.slices} needs a 2D patch, not {list(self.patch)}")
+        return self
+
+    @model_validator(mode="after")
     def _window_is_a_range(self) -> DataConfig:
         if self.low_hu >= self.high_hu:
             raise ValueError(f"low_hu {self.low_hu} must be below high_hu {self.high_hu}")
@@ -82,6 +113,9 @@ class DataConfig(_Section):
 class ModelConfig(_Section):
     """Both VAEs: encoders E1, E2 and generators G1, G2."""
 
+    architecture: Literal["pmg", "unit"] = Field(
+        "pmg", description="networks of E, G and D: of pmg.networks, or those of UNIT's code"
+    )
     width: Count = Field(64, description="channels at full resolution")
     downsamplings: Annotated[int, Field(ge=1, le=5)] = Field(
         2, description="halvings to the latent"
@@ -112,6 +146,22 @@ class ModelConfig(_Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _unit_is_as_published(self) -> ModelConfig:
+        published = {
+            "latent_channels": self.width * 2**self.downsamplings,  # the last block's
+            "norm": "instance",
+            "posterior": "unit",
+            "skip": False,
+            "position": False,
+        }
+        for name, value in published.items():
+            if self.architecture == "unit" and getattr(self, name) != value:
+                raise ValueError(
+                    f"{name} {getattr(self, name)} must be {value} in architecture unit"
+                )
+        return self
+
 
 class DiscriminatorConfig(_Section):
     """The multi-scale discriminators D1, D2."""
@@ -119,6 +169,9 @@ class DiscriminatorConfig(_Section):
     width: Count = Field(64, description="channels of the first layer")
     layers: Annotated[int, Field(ge=1, le=6)] = Field(4, description="stride-2 layers per scale")
     scales: Annotated[int, Field(ge=1, le=4)] = Field(3, description="resolutions looked at")
+    spectral_norm: bool = Field(
+        False, description="divide every layer's weights by their largest singular value"
+    )
 
 
 class PriorConfig(_Section):
@@ -161,6 +214,23 @@ class LossConfig(_Section):
         0.0,
         description="weight of the HU that translation changes: contrast agent alters few tissues; "
         "0 in the paper",
+    )
+    lambda_gradient: Weight = Field(
+        0.0,
+        description="weight of the changes of differences between neighbouring voxels, which "
+        "smooth changes of contrast hardly touch; 0 in the paper",
+    )
+    calcium_weight: Annotated[float, Field(ge=1)] = Field(
+        1.0, description="what a voxel above calcium_hu counts in the likelihood; 1 in the paper"
+    )
+    calcium_hu: float = Field(
+        130.0, description="calcium by HU; with contrast agent also vessels and bone lie above"
+    )
+    r1: Weight = Field(
+        0.0, description="weight of the squared gradient of D at real patches; 0: none"
+    )
+    r1_every: Count = Field(
+        16, description="steps between R1's, which then count as often (StyleGAN2)"
     )
     cycle_kl_weight: Literal["lambda3", "lambda4"] = Field(
         "lambda3",
@@ -271,6 +341,12 @@ class Config(_Section):
             )
         if len(self.data.patch) != len(self.translate.tile):
             raise ValueError("data.patch and translate.tile must both be 2D or both 3D")
+        if self.loss.r1 and self.launch.zero_stage == 3:
+            # DeepSpeed 0.19 has let the shards go when the penalty's gradient asks for them.
+            raise ValueError(
+                f"loss.r1 {self.loss.r1} needs launch.zero_stage 0, 1 or 2: stage 3 can't take "
+                f"the gradient of a gradient"
+            )
         if self.train.batch % self.launch.workers:
             raise ValueError(
                 f"train.batch {self.train.batch} must be a multiple of "

@@ -1,6 +1,6 @@
-"""Encoders, generators and discriminators, in 2D and 3D by one code.
+"""Encoders, generators and discriminators, in 2D, 2.5D and 3D by one code.
 
-x: [B, 1, *S]; z: [B, C, *s] with s = S / 2^downsamplings.
+x: [B, N, *S], N slices of a 2.5D patch, else 1; z: [B, C, *s] with s = S / 2^downsamplings.
 By default nothing normalises over space, so that a voxel does not depend on its tile.
 """
 
@@ -55,9 +55,9 @@ class Posterior:
 class Encoder(nn.Module):
     """E_i: a patch to its posterior. `tail` may be a module that both domains share."""
 
-    def __init__(self, config: ModelConfig, dims: int, tail: nn.Module) -> None:
+    def __init__(self, config: ModelConfig, dims: int, slices: int, tail: nn.Module) -> None:
         super().__init__()
-        self.stem = _conv(dims, 1, config.width, 5, reflect=True)
+        self.stem = _conv(dims, slices, config.width, 5, reflect=True)
         self.downs = nn.ModuleList()
         width = config.width
         for _ in range(config.downsamplings):
@@ -67,7 +67,7 @@ class Encoder(nn.Module):
         own = config.blocks - config.shared_blocks
         self.blocks = nn.Sequential(*[Block(config, dims, width) for _ in range(own)])
         self.tail = tail
-        self.skip = _skip(config, dims)
+        self.skip = _skip(config, dims, slices)
 
     def forward(self, x: Tensor, where: Tensor | None) -> Posterior:
         h = _channels_last(self.stem(_INPUT_GAIN * x))
@@ -123,7 +123,7 @@ class GeneratorHead(nn.Module):
 class Generator(nn.Module):
     """G_i: a latent to a patch of domain i. `head` may be a module that both domains share."""
 
-    def __init__(self, config: ModelConfig, dims: int, head: nn.Module) -> None:
+    def __init__(self, config: ModelConfig, dims: int, slices: int, head: nn.Module) -> None:
         super().__init__()
         self.head = head
         width = config.width * 2**config.downsamplings
@@ -134,8 +134,8 @@ class Generator(nn.Module):
         for _ in range(config.downsamplings):
             self.ups.append(_activated(config, width, _conv(dims, width, width // 2, 3)))
             width //= 2
-        self.out = _activated(config, width, _conv(dims, width, 1, 3))
-        self.skip = _skip(config, dims)
+        self.out = _activated(config, width, _conv(dims, width, slices, 3))
+        self.skip = _skip(config, dims, slices)
         if self.skip is not None:
             _zero(self.out[-1])
 
@@ -153,10 +153,12 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """D_i: score maps of a patch at several resolutions, told the patch's place if configured."""
 
-    def __init__(self, config: DiscriminatorConfig, dims: int, *, position: bool) -> None:
+    def __init__(
+        self, config: DiscriminatorConfig, dims: int, slices: int, *, position: bool
+    ) -> None:
         super().__init__()
         self.scales = nn.ModuleList(
-            [ScoreMap(config, dims, position=position) for _ in range(config.scales)]
+            [ScoreMap(config, dims, slices, position=position) for _ in range(config.scales)]
         )
         self._pool = {2: F.avg_pool2d, 3: F.avg_pool3d}[dims]
 
@@ -173,10 +175,12 @@ class Discriminator(nn.Module):
 class ScoreMap(nn.Module):
     """One scale of a discriminator: stride-2 layers, then one score per block of the patch."""
 
-    def __init__(self, config: DiscriminatorConfig, dims: int, *, position: bool) -> None:
+    def __init__(
+        self, config: DiscriminatorConfig, dims: int, slices: int, *, position: bool
+    ) -> None:
         super().__init__()
         width = config.width
-        self.first = _conv(dims, 1, width, 4, stride=2)
+        self.first = _conv(dims, slices, width, 4, stride=2)
         self.position = _CONV[dims](POSITION_FEATURES, width, 1) if position else None
         layers: list[nn.Module] = []
         for _ in range(config.layers - 1):
@@ -253,10 +257,10 @@ def _position(config: ModelConfig, dims: int, width: int) -> nn.Module | None:
     return _CONV[dims](POSITION_FEATURES, width, 1) if config.position else None
 
 
-def _skip(config: ModelConfig, dims: int) -> CosineSkip | None:
+def _skip(config: ModelConfig, dims: int, slices: int) -> CosineSkip | None:
     if not config.skip:
         return None
-    return CosineSkip(config.latent_channels, 2**config.downsamplings, dims)
+    return CosineSkip(config.latent_channels, 2**config.downsamplings, dims, slices)
 
 
 def _add_position(h: Tensor, layer: nn.Module | None, features: Tensor | None) -> Tensor:

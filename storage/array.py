@@ -10,21 +10,21 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.codecs import BloscCodec, Crc32cCodec, ShardingCodecIndexLocation
+from zarr.core.array import ShardsConfigParam
 from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
-from storage.errors import IngestError, StoreCorrupt, StoreError
+from storage.errors import IngestError, StoreError
+from storage.layout import layout_of
 from storage.place import Place
 
-__all__ = ["Written", "as_int16", "content_digest", "open_array", "read_array", "write_array"]
+__all__ = ["Written", "as_int16", "content_digest", "write_array"]
 
-_CHUNK = (32, 64, 64)
-_SHARD_BYTES = 512 * 2**20  # a shard is encoded in memory as a whole
-
-# Zarr reads a chunk that is not there as the fill value, without an error. No stored voxel has
-# this value, so that a box with one in it is known to be damaged.
+# Zarr reads a chunk that is not there as the fill value, without an error, and does not write one
+# that holds nothing else. No stored voxel has this value.
 _MISSING_HU = -32768
+_PADDING_HU = -1024
 
 
 @dataclass(frozen=True)
@@ -56,21 +56,32 @@ def content_digest(hu: np.ndarray, affine: Sequence[float]) -> str:
 
 
 def write_array(
-    place: Place, array_path: str, hu: np.ndarray, attributes: Mapping[str, Any]
+    place: Place,
+    array_path: str,
+    hu: np.ndarray,
+    attributes: Mapping[str, Any],
+    origin: Sequence[int],
 ) -> Written:
     """Write int16 voxels to a new array: every file once, durably, zarr.json last.
+
+    They come behind the padding of `layout_of`: the volume is the array's end, not all of it.
+    origin: the voxel that is the origin of the body-centred frame.
 
     Zarr encodes in memory and the place writes, since zarr's own store does not fsync. Raises
     StoreError when the place refuses; nothing of the array stays then.
     """
-    chunk = tuple(min(n, size) for n, size in zip(_CHUNK, hu.shape, strict=True))
+    layout = layout_of(hu.shape, origin)
+    padded = np.pad(hu, [(n, 0) for n in layout.lead], constant_values=_PADDING_HU)
     encoded: dict[str, Buffer] = {}
     array = zarr.create_array(
         store=MemoryStore(encoded),
-        shape=hu.shape,
+        shape=padded.shape,
         dtype="int16",
-        chunks=chunk,
-        shards=_shard_shape(hu.shape, chunk),
+        chunks=layout.chunk,
+        # The index first: a reader needs neither the file's size nor a second request for it.
+        shards=ShardsConfigParam(
+            shape=layout.shard, index_location=ShardingCodecIndexLocation.start
+        ),
         # The checksum is of the compressed bytes: damaged blosc decodes to wrong HU silently.
         compressors=[
             BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle", typesize=2),
@@ -79,7 +90,7 @@ def write_array(
         fill_value=_MISSING_HU,
         attributes=dict(attributes),
     )
-    array[...] = hu
+    array[...] = padded
     metadata = encoded.pop("zarr.json").to_bytes()
     stored_bytes = len(metadata)
     try:
@@ -93,45 +104,3 @@ def write_array(
             place.remove_tree(array_path)
         raise
     return Written(stored_bytes, hashlib.sha256(metadata).hexdigest())
-
-
-def open_array(place: Place, array_path: str, shape: Sequence[int]) -> zarr.Array[Any]:
-    """Raises StoreCorrupt unless `array_path` is an int16 array of this shape within the store."""
-    place.size(f"{array_path}/zarr.json")  # refuses what is missing or leads out of the store
-    try:
-        array = zarr.open_array(store=place.zarr_store, path=array_path, mode="r", zarr_format=3)
-        found, dtype = tuple(array.shape), array.dtype
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreCorrupt(
-            f"{place}/{array_path}/zarr.json: missing or altered: {error}"
-        ) from error
-    # Before anything is read: a shape decides how much memory a read takes.
-    if found != tuple(shape) or dtype != np.int16:
-        raise StoreCorrupt(
-            f"{place}/{array_path}/zarr.json: is {dtype} {found}; the catalogue says int16 {shape}"
-        )
-    return array
-
-
-def read_array(array: zarr.Array[Any], box: tuple[slice, ...]) -> np.ndarray:
-    """Voxels of a box. Raises StoreCorrupt when a chunk of it is damaged or missing."""
-    try:
-        hu = np.asarray(array[box])
-    except MemoryError:
-        raise
-    except Exception as error:  # codecs raise whatever they like for damaged bytes
-        raise StoreCorrupt(
-            f"{array.store_path}: a chunk is damaged ({type(error).__name__}: {error})"
-        ) from error
-    if hu.size and hu.min() == _MISSING_HU:
-        raise StoreCorrupt(f"{array.store_path}: a chunk or shard is missing")
-    return hu
-
-
-def _shard_shape(shape: Sequence[int], chunk: Sequence[int]) -> tuple[int, ...]:
-    """Whole chunks that cover the volume; halved along its longest axis while too large."""
-    counts = [-(-size // n) for size, n in zip(shape, chunk, strict=True)]
-    while np.prod(counts) * np.prod(chunk) * 2 > _SHARD_BYTES:
-        longest = int(np.argmax(counts))
-        counts[longest] = -(-counts[longest] // 2)
-    return tuple(count * n for count, n in zip(counts, chunk, strict=True))

@@ -74,6 +74,10 @@ def test_a_value_out_of_range_is_refused_by_name_with_what_is_allowed(
         (["data.patch=[64, 64, 64]"], "both be 2D or both 3D"),
         (["data.patch=[64, 32]"], "data.patch [64, 32] must be at least 64 along each axis"),
         (["prior.components=100", "prior.min_weight=0.01"], "0.01 times components 100"),
+        (["data.slices=2"], "slices 2 must be odd"),
+        (["data.slices=3", "data.patch=[64, 64, 64]"], "slices 3 needs a 2D patch"),
+        (["model.architecture=unit"], "latent_channels 16 must be 256 in architecture unit"),
+        (["loss.r1=5", "launch.zero_stage=3"], "loss.r1 5.0 needs launch.zero_stage 0, 1 or 2"),
         (["train.batch=15"], "train.batch 15 must be a multiple of launch.workers 2"),
         (["train.log_every=7"], "checkpoint_every 500 must be a multiple of log_every 7"),
     ],
@@ -159,7 +163,7 @@ def test_every_preset_is_a_valid_tree(name):
 
 
 def test_a_preset_can_be_overridden():
-    config = load_config("unit", ["model.width=4", "model.latent_channels=8"])
+    config = load_config("unit", ["model.width=4", "model.latent_channels=16"])
     assert (config.prior.components, config.model.posterior, config.model.width) == (1, "unit", 4)
 
 

@@ -203,3 +203,64 @@ def test_samples_have_the_posteriors_mean_and_variance():
 
 def test_the_other_domain_of_one_is_two():
     assert (other(1), other(2)) == (2, 1)
+
+
+STACKS = {"pmg": {}, "unit": {"architecture": "unit", "latent_channels": 8, "norm": "instance"}}
+STACKS["unit"] |= {"posterior": "unit", "skip": False, "position": False}
+
+
+@pytest.mark.parametrize("architecture", STACKS)
+def test_stacks_of_slices_go_in_and_come_out_as_channels(architecture):
+    config = tiny_config(data={"slices": 3}, model=STACKS[architecture])
+    model, critic = shaken(Translator(config)), shaken(Critic(config))
+    x, where = patches(2, 3, 16, 16), places(2)
+    translated, _ = model.translate(1, x, where)
+    assert translated.shape == x.shape
+    for n in range(3):  # every slice matters to the middle one and to the scores
+        altered = x.clone()
+        altered[:, n] *= -1
+        assert (model.translate(1, altered, where)[0] - translated)[:, 1].abs().max() > 1e-4
+        assert not torch.equal(critic.scores(1, altered, where)[0], critic.scores(1, x, where)[0])
+
+
+def test_a_fresh_model_of_stacks_translates_to_the_identity():
+    config = tiny_config(data={"slices": 3}, model={"latent_channels": 12})
+    x = patches(2, 3, 16, 16)
+    translated, _ = Translator(config).translate(2, x, places(2))
+    assert (translated - x).abs().max() < 1e-5
+
+
+def checkerboard(image: torch.Tensor) -> float:
+    """Energy that alternates from voxel to voxel, as a share of all that varies and of the mean."""
+    inside = image[..., 24:-24, 24:-24]
+    spectrum = torch.fft.fft2(inside).abs().square()
+    n = inside.shape[-1]
+    alternating = spectrum[..., n // 2, :].sum() + spectrum[..., :, n // 2].sum()
+    return float(alternating / spectrum.sum())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("seed", range(3))
+def test_up_sampling_makes_no_checkerboard_of_an_even_latent_as_a_strided_transpose_does(seed):
+    model = shaken(translator(seed, downsamplings=2, skip=False, position=False), seed)
+    torch.manual_seed(seed)
+    even = torch.randn(1, 4, 1, 1).expand(-1, -1, 24, 24)
+    where = places(1)
+    image = model.decode(1, even, where)
+    assert image[..., 24:-24, 24:-24].std() < 1e-5 * image.abs().max()
+    assert checkerboard(image) < 1e-10
+    transpose = nn.ConvTranspose2d(4, 1, 3, stride=2, padding=1, output_padding=1)
+    assert checkerboard(transpose(even.repeat_interleave(2, 2).repeat_interleave(2, 3))) > 1e-4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("seed", range(3))
+def test_an_impulse_in_the_latent_is_seen_alike_at_even_and_odd_voxels(seed):
+    model = translator(seed, downsamplings=1, skip=False, position=False)
+    up = model.generators[0].ups[0][-1]
+    impulse = torch.zeros(1, up.in_channels, 16, 16)
+    impulse[:, 0, 8, 8] = 1
+    seen = up(nn.functional.interpolate(impulse, scale_factor=2)) - up(torch.zeros(1, 8, 32, 32))
+    parts = [seen[..., y::2, x::2].sum(dim=(2, 3)) for y in (0, 1) for x in (0, 1)]
+    for part in parts[1:]:
+        torch.testing.assert_close(part, parts[0], atol=1e-5, rtol=1e-4)

@@ -11,13 +11,13 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from s3_server import KEYS
 from tampering import delete, files, overwrite
-from writers import lock_and_replace, lock_for_ever, lock_once, read_or_refuse
+from writers import lock_and_replace, lock_for_ever, lock_once, locked_within, read_or_refuse
 
 import storage.s3
 from storage.errors import StoreCorrupt, StoreError, StoreMissing
@@ -259,7 +259,7 @@ class TestS3:
     def test_a_writer_that_slept_finds_its_lock_and_its_versions_gone(
         self, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(storage.s3, "LOCK_STALE_S", 1)
+        monkeypatch.setattr(storage.s3, "LOCK_STALE_S", 4)
         place = Place.of(f"{s3_bucket}/slept")
         version = place.replace("catalogue", b"empty")
         parent, child = SPAWN.Pipe()
@@ -318,21 +318,6 @@ class TestS3:
             place = Place.of("s3://cohort/x")
             with pytest.raises(StoreError, match="ignores conditional writes"), place.locked():
                 pass
-
-
-@contextmanager
-def locked_within(place: Place, seconds: float) -> Iterator[None]:
-    """The lock as soon as it is free."""
-    deadline = time.monotonic() + seconds
-    with ExitStack() as stack:
-        while True:
-            try:
-                stack.enter_context(place.locked())
-                break
-            except StoreError:
-                assert time.monotonic() < deadline, "the lock did not become free"
-                time.sleep(0.2)
-        yield
 
 
 @contextmanager

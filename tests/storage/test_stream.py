@@ -42,6 +42,8 @@ def open_patches(store: Store, **changes: Any) -> PatchStream:
         seed=changes.pop("seed", 3),
         patch_shape=changes.pop("patch_shape", PATCH),
         jitter=changes.pop("jitter", 0),
+        pool=changes.pop("pool", 2 * BATCH),
+        patches_per_visit=changes.pop("patches_per_visit", 4),
     )
     options: dict[str, Any] = {
         "rank": 0,
@@ -167,7 +169,7 @@ def test_damage_reaches_the_consumer_with_its_name_and_the_step_stays(
 
 def test_asking_again_after_an_error_does_not_skip_a_batch(own_store: Store) -> None:
     expected = take(open_patches(own_store), 1)[0]
-    with open_patches(own_store, memory_bytes=0) as stream:
+    with open_patches(Store.open(own_store.place), memory_bytes=0) as stream:
         hidden = own_store.place.root / "volumes"
         hidden.rename(own_store.place.root / "away")
         for _ in range(2):
@@ -216,11 +218,30 @@ def test_a_sampler_of_another_store_is_refused(store: Store, tmp_path: Path) -> 
 @dataclass(frozen=True)
 class Settings:
     patch: tuple[int, ...] = (8, 8)
+    slices: int = 1
     pairing: Any = "unpaired"
     jitter: int = 0
+    balance: Any = "volumes"
+    body_fraction: float = 1.0
+    mask_fraction: float = 0.0
+    pool: int | None = None
+    patches_per_visit: int = 2
+    amplification: float = 2.0
     validation_fraction: float = 0.3
     memory_bytes: int = 2**30
     threads: int = 1
+
+
+@pytest.mark.parametrize(
+    ("patch", "slices", "shape"),
+    [((8, 8), 1, (1, 8, 8)), ((8, 8), 3, (3, 8, 8)), ((4, 8, 8), 1, (4, 8, 8))],
+)
+def test_patches_are_flat_stacks_of_slices_or_blocks(
+    store: Store, patch: tuple[int, ...], slices: int, shape: tuple[int, int, int]
+) -> None:
+    settings = Settings(patch=patch, slices=slices)
+    with open_stream(store, settings, seed=0, rank=0, world_size=1, global_batch=BATCH) as stream:
+        assert next(stream).hu1.shape == (BATCH, *shape)
 
 
 def test_a_configured_stream_leaves_out_the_patients_held_for_validation(store: Store) -> None:
