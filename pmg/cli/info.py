@@ -12,10 +12,17 @@ from pmg.cli.options import FOLDER
 
 
 @click.command(name="info")
-@click.argument("store", type=FOLDER)
+@click.argument("store", metavar="STORE|RUN", type=FOLDER)
 @click.option("--verify", is_flag=True, help="read every volume and compare its digest")
 def command(store: Path, verify: bool) -> None:
-    """Tell what a store holds: volumes, patients, sizes and HU by domain and phase."""
+    """Tell what a store holds: volumes, patients, sizes and HU by domain and phase.
+
+    Of a run's folder, or its model's: the model's size and what it costs.
+    """
+    if (store / "config.yaml").is_file():
+        _tell_model(store)
+        return
+
     from rich.console import Console
     from rich.table import Table
 
@@ -48,3 +55,18 @@ def command(store: Path, verify: bool) -> None:
             if problems:
                 raise click.ClickException(f"{len(problems)} of the store's volumes are damaged")
             click.echo("every volume has its digest")
+
+
+def _tell_model(folder: Path) -> None:
+    with refusals():
+        from pmg.config import load_config
+        from pmg.cost import cost_of
+
+        config = load_config(folder / "config.yaml")
+        patch = " x ".join(map(str, config.data.patch))
+        stack = f" of {config.data.slices} slices" if config.data.slices > 1 else ""
+        click.echo(
+            f"model {folder}: architecture {config.model.architecture}, patches {patch}{stack}, "
+            f"K = {config.prior.components}, C = {config.model.latent_channels}"
+        )
+        click.echo(str(cost_of(config)))
