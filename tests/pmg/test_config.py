@@ -189,7 +189,8 @@ def test_options_that_the_paper_does_not_have_are_off_in_its_presets():
         loss, model = config.loss, config.model
         assert (loss.lambda_change, loss.lambda_gradient, loss.r1) == (0, 0, 0)
         assert (loss.calcium_weight, loss.free_bits, loss.kl_warmup_steps) == (1, 0, 0)
-        assert not (model.skip or model.position or config.discriminator.spectral_norm)
+        assert (model.skip, model.position) == (False, False)
+        assert config.discriminator.spectral_norm is False
 
 
 def test_the_preset_of_unit_is_its_latent():
