@@ -25,7 +25,8 @@ __all__ = ["PatchBatch", "on_device", "to_pair"]
 class PatchBatch(Protocol):
     """What a stream yields; `storage.stream.Batch` is one.
 
-    hu1, hu2: [B, d, h, w] int16 HU, arrays that torch.as_tensor takes; d = 1 for 2D patches.
+    hu1, hu2: [B, d, h, w] int16 HU, arrays that torch.as_tensor takes; d = 1 for 2D patches, and
+    data.slices for 2.5D.
     position_mm: [B, 2, 3] float32, frame coordinates (z, y, x) of the first voxel per domain.
     samples: [B] int64, the run's global numbers of these samples.
     spacing_mm: (z, y, x).
@@ -102,9 +103,10 @@ def to_pair(batch: PatchBatch, config: Config, device: torch.device) -> Pair:
     hu: dict[Domain, Any] = {1: batch.hu1, 2: batch.hu2}
     for index, (domain, values) in enumerate(hu.items()):
         patch = window.to_unit(torch.as_tensor(values).to(device, non_blocking=True))
-        # [B, 1, h, w] is at once one slice and one channel in 2D.
+        # The slices of a 2D or 2.5D patch [B, d, h, w] are its channels.
         x[domain] = patch if dims == 2 else patch.unsqueeze(1)
-        where[domain] = Where(position[:, index], batch.spacing_mm)
+        first = Where(position[:, index], batch.spacing_mm)
+        where[domain] = first.middle(config.data.slices)
     stride = 2**config.model.downsamplings
     latent = [config.model.latent_channels, *(n // stride for n in config.data.patch)]
     noise = [_noise(config.train.seed, int(n), latent) for n in batch.samples]

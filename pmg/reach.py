@@ -34,7 +34,7 @@ def reach(model: Translator, source: Domain, dims: int) -> int:
     that group and instance norm take over the tile come on top.
     """
     empty = copy.deepcopy(model).to("meta", torch.float32)
-    x = torch.zeros(1, 1, *[16 * model.stride] * dims, device="meta")
+    x = torch.zeros(1, model.slices, *[16 * model.stride] * dims, device="meta")
     where = Where(torch.zeros(1, 3, device="meta"), (1.0, 1.0, 1.0))
     with torch.no_grad(), _Tainted():
         translated, _ = empty.translate(source, x, where)

@@ -69,6 +69,11 @@ class VolumeTranslator:
     def config(self) -> Config:
         return self._config
 
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Of the model's grid, z, y, x."""
+        return self._spacing_mm
+
     def reversed(self) -> VolumeTranslator:
         """The same model in the other direction."""
         return VolumeTranslator(self._model, self._config, other(self._source), self._device)
@@ -79,7 +84,7 @@ class VolumeTranslator:
         What the model changes is computed on the model's grid and added to the source. Detail finer
         than that grid is thereby kept as it is, and so is all that lies outside the body.
         """
-        grid = self._on_grid(volume)
+        grid = self.on_grid(volume)
         change = Volume(np.zeros(grid.shape, np.float32), grid.affine)
         body = body_mask(grid)
         for z, target in enumerate(self._translated_slices(grid, body, progress)):
@@ -93,39 +98,45 @@ class VolumeTranslator:
 
     def slice(self, volume: Volume, z_mm: float, truth: Volume | None = None) -> GridSlice:
         """What the model sees and makes of the axial slice at z_mm (LPS), nearest in the volume."""
-        grid = self._on_grid(volume)
+        grid = self.on_grid(volume)
         z = round((z_mm - grid.affine[2, 3]) / self._spacing_mm[0])
         z = min(max(z, 0), grid.shape[0] - 1)
         stride = self._model.stride
-        first, stop = (z, z + 1) if self._flat else self._seen_around(z, grid.shape[0])
+        first, stop = self._seen_around(z, grid.shape[0])
         hu = torch.as_tensor(grid.hu[first:stop].astype(np.float32), device=self._device)
         start_mm = self._frame_start_mm(grid, body_mask(grid))
         where = self._where(torch.tensor([[first, 0, 0]]), start_mm)
         with torch.inference_mode():
             x = self._window.to_unit(hu)[None]
-            x = continued(x if self._flat else x[None], stride)
+            x = continued(self._stacked(x) if self._flat else x[None], stride)
             translated, q = self._model.translate(self._source, x, where)
             shares = responsibilities(q.mean, q.log_var, self._model.prior.mixture())
-        target, tissue = self._window.to_hu(translated)[0, 0], shares.argmax(dim=1)[0]
+        target = self._window.to_hu(translated).flatten(0, -3)[z - first]
+        tissue = shares.argmax(dim=1)[0]
         if not self._flat:
-            target, tissue = target[z - first], tissue[(z - first) // stride]
+            tissue = tissue[(z - first) // stride]
         tissue = tissue.repeat_interleave(stride, 0).repeat_interleave(stride, 1)
         rows, columns = (slice(n) for n in grid.shape[1:])
         return GridSlice(
             grid.hu[z].astype(np.float32),
             target[rows, columns].cpu().numpy(),
-            None if truth is None else self._on_grid(truth).hu[z].astype(np.float32),
+            None if truth is None else self.on_grid(truth).hu[z].astype(np.float32),
             tissue[rows, columns].cpu().numpy(),
         )
 
     def _seen_around(self, z: int, slices: int) -> tuple[int, int]:
         """First and last + 1 of the slices that decide slice z, from a latent slice's first on."""
+        if self._flat:
+            stack = min(self._model.slices, slices)
+            first = min(max(z - stack // 2, 0), slices - stack)
+            return first, first + stack
         stride = self._model.stride
         first = max(z - self._reach, 0) // stride * stride
         stop = -(-(z + self._reach + 1) // stride) * stride
         return first, min(stop, slices)
 
-    def _on_grid(self, volume: Volume) -> Volume:
+    def on_grid(self, volume: Volume) -> Volume:
+        """The volume on the grid that the model sees."""
         return resample(canonical(volume), self._spacing_mm)
 
     def _frame_start_mm(self, grid: Volume, body: NDArray[np.bool_]) -> Tensor:
@@ -135,7 +146,13 @@ class VolumeTranslator:
 
     def _where(self, starts: Tensor, start_mm: Tensor) -> Where:
         position = starts * torch.tensor(self._spacing_mm) + start_mm
-        return Where(position.float().to(self._device), self._spacing_mm)
+        first = Where(position.float().to(self._device), self._spacing_mm)
+        return first.middle(self._model.slices)
+
+    def _stacked(self, x: Tensor) -> Tensor:
+        """x [B, n, h, w], its last slice repeated where a volume has fewer than the model takes."""
+        missing = self._model.slices - x.shape[1]
+        return torch.cat([x, x[:, -1:].expand(-1, missing, -1, -1)], dim=1) if missing else x
 
     def _translated_slices(
         self, grid: Volume, body: NDArray[np.bool_], progress: Progress | None
@@ -145,12 +162,13 @@ class VolumeTranslator:
 
         def run(tiles: Tensor, starts: Tensor) -> Tensor:
             x = self._window.to_unit(tiles.to(self._device))
+            x = self._stacked(x.squeeze(1)) if self._flat else x
             with torch.inference_mode():
                 translated, _ = self._model.translate(
-                    self._source, x.squeeze(2) if self._flat else x, self._where(starts, start_mm)
+                    self._source, x, self._where(starts, start_mm)
                 )
                 hu = self._window.to_hu(translated).cpu()
-            return hu.unsqueeze(2) if self._flat else hu
+            return hu[:, None, : tiles.shape[2]] if self._flat else hu
 
         for hu in blended_slices(run, grid.hu, self._tiling(), progress):
             yield hu.numpy()
@@ -160,9 +178,11 @@ class VolumeTranslator:
         margin = self._reach if config.margin is None else config.margin
         flat = (1,) if self._flat else ()
         axes = len(config.tile)
+        # Of a 2.5D stack the middle slice counts, and at the volume's ends those before or after.
+        around = (self._model.slices // 2,) if self._flat else ()
         return Tiling(
             tile=(*flat, *config.tile),
-            margin=(*(0 for _ in flat), *(margin,) * axes),
+            margin=(*around, *(margin,) * axes),
             stride=(*flat, *(stride,) * axes),
             overlap=config.overlap,
             batch=config.batch,

@@ -1,37 +1,27 @@
-"""The catalogue: one Parquet file with one row per volume; what it lacks does not exist."""
+"""The catalogue's rows: all that is known of each volume, as columns."""
 
 from __future__ import annotations
 
 import hashlib
-import io
-import re
-import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-
-from storage.errors import StoreCorrupt, StoreError, StoreMissing
-from storage.place import Place
+import pyarrow.compute as pc
 
 __all__ = [
-    "CATALOGUE",
-    "CATALOGUE_VERSION",
     "HU_EDGES",
+    "SCHEMA",
+    "SELDOM",
     "Catalogue",
     "Row",
     "body_cells",
     "hu_histogram",
     "mask_cells",
-    "read_catalogue",
-    "write_catalogue",
 ]
-
-CATALOGUE = "catalogue.parquet"
-CATALOGUE_VERSION = 2
 
 # 512 bytes a volume: cells of about 3 cm in a CT of the trunk, 51 MB for 100,000 volumes.
 _MAX_CELLS = 4096
@@ -90,16 +80,18 @@ class Row:
     provenance: str
 
 
+# Texts that many rows share: in memory once, however often they occur in the file.
+_SHARED_TEXT = pa.dictionary(pa.int32(), pa.string())
 _ARROW_TYPES: dict[str, pa.DataType] = {
     "volume_id": pa.string(),
     "patient": pa.string(),
     "domain": pa.int8(),
-    "phase": pa.string(),
+    "phase": _SHARED_TEXT,
     "shape": pa.list_(pa.int32(), 3),
     "spacing_mm": pa.list_(pa.float64(), 3),
     "affine": pa.list_(pa.float64(), 16),
     "frame_origin": pa.list_(pa.int32(), 3),
-    "frame_rule": pa.string(),
+    "frame_rule": _SHARED_TEXT,
     "hu_min": pa.int16(),
     "hu_max": pa.int16(),
     "body_box": pa.list_(pa.int32(), 6),
@@ -115,31 +107,58 @@ _ARROW_TYPES: dict[str, pa.DataType] = {
     "source_digest": pa.string(),
     "source_stat": pa.string(),
     "ingest_version": pa.int32(),
-    "provenance": pa.string(),
+    "provenance": _SHARED_TEXT,
 }
-_SCHEMA = pa.schema(
+SCHEMA = pa.schema(
     [pa.field(field.name, _ARROW_TYPES[field.name], nullable=False) for field in fields(Row)]
+)
+
+
+# What a stream does not ask for.
+SELDOM = (
+    "hu_min",
+    "hu_max",
+    "hu_histogram",
+    "body_box",
+    "stored_bytes",
+    "source_digest",
+    "source_stat",
+    "ingest_version",
+    "provenance",
 )
 
 
 class Catalogue(Sequence[Row]):
     """An immutable list of rows kept as Arrow columns: 100,000 rows are a few arrays.
 
-    A `Row` is made when it is asked for; code that looks at every volume takes `column`.
+    A `Row` is made when it is asked for; code that looks at every volume takes `column`, code that
+    needs a field or two of one volume takes `get`.
     """
 
-    def __init__(self, table: pa.Table) -> None:
-        self.table = table.combine_chunks()
+    def __init__(self, table: pa.Table, rest: Callable[[], pa.Table] | None = None) -> None:
+        """rest: gives the columns that `table` lacks, when they are asked for."""
+        self._table = table.combine_chunks()
+        self._rest = rest
+
+    @cached_property
+    def table(self) -> pa.Table:
+        """All columns."""
+        if self._rest is None:
+            return self._table
+        both = dict(zip(self._table.column_names, self._table.columns, strict=True))
+        rest = self._rest().combine_chunks()
+        both |= dict(zip(rest.column_names, rest.columns, strict=True))
+        return pa.table([both[name] for name in SCHEMA.names], schema=SCHEMA)
 
     @classmethod
     def of(cls, rows: Sequence[Row]) -> Catalogue:
         if isinstance(rows, Catalogue):
             return rows
-        columns = {name: [getattr(row, name) for row in rows] for name in _SCHEMA.names}
-        return cls(pa.table(columns, schema=_SCHEMA))
+        columns = {name: [getattr(row, name) for row in rows] for name in SCHEMA.names}
+        return cls(pa.table(columns, schema=SCHEMA))
 
     def __len__(self) -> int:
-        return int(self.table.num_rows)
+        return int(self._table.num_rows)
 
     @overload
     def __getitem__(self, index: int) -> Row: ...
@@ -155,10 +174,15 @@ class Catalogue(Sequence[Row]):
         for batch in self.table.to_batches(max_chunksize=1024):
             yield from map(_row, batch.to_pylist())
 
+    def get(self, index: int, *names: str) -> tuple[Any, ...]:
+        """Some fields of one row: cheaper than the whole of it."""
+        return tuple(self._array(name)[index].as_py() for name in names)
+
     def select(self, chosen: np.ndarray) -> Catalogue:
         """The rows at these indices, in their order, or where a mask of booleans is true."""
-        indices = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
-        return Catalogue(self.table.take(pa.array(indices, pa.int64())))
+        indices = pa.array(np.flatnonzero(chosen) if chosen.dtype == bool else chosen, pa.int64())
+        rest = self._rest
+        return Catalogue(self._table.take(indices), rest and (lambda: rest().take(indices)))
 
     def column(self, name: str) -> np.ndarray:
         """[N], or [N, k] where a row holds k numbers; strings as objects."""
@@ -187,11 +211,12 @@ class Catalogue(Sequence[Row]):
         Sorted by volume id.
         """
         gone = {*removed, *(row.volume_id for row in added)}
-        kept = [name not in gone for name in self.column("volume_id")]
-        merged = pa.concat_tables(
-            [self.table.filter(pa.array(kept, pa.bool_())), Catalogue.of(added).table]
-        )
-        return Catalogue(merged.sort_by("volume_id"))
+        ids = self.column("volume_id").tolist()
+        kept = [index for index, name in enumerate(ids) if name not in gone]
+        ids += [row.volume_id for row in added]
+        order = sorted([*kept, *range(len(self), len(ids))], key=ids.__getitem__)
+        both = Catalogue(pa.concat_tables([self.table, Catalogue.of(added).table]))
+        return both.select(np.array(order, np.int64))
 
     @property
     def digest(self) -> str:
@@ -207,13 +232,34 @@ class Catalogue(Sequence[Row]):
             "mask_cells",
         ]
         sha = hashlib.sha256()
-        for batch in self.table.select(names).to_batches(max_chunksize=1024):
-            sha.update("".join(map(repr, batch.to_pylist())).encode())
+        for name in names:
+            sha.update(f"{name} {len(self)} ".encode())
+            for part in _bytes_of(self._array(name)):
+                sha.update(part)
         return sha.hexdigest()
 
     def _array(self, name: str) -> Any:
-        chunks = self.table.column(name).chunks
-        return chunks[0] if chunks else pa.array([], _ARROW_TYPES[name])
+        table = self._table if name in self._table.column_names else self.table
+        chunks = table.column(name).chunks or [pa.array([], _ARROW_TYPES[name])]
+        (values,) = chunks
+        return values
+
+
+def _bytes_of(values: pa.Array) -> Iterator[bytes | memoryview]:
+    """What an array says, as bytes that do not depend on how Arrow holds it."""
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    if pa.types.is_binary(values.type) or pa.types.is_string(values.type):
+        lengths = pc.binary_length(values).to_numpy()
+        yield lengths.astype("<i4").tobytes()
+        _, offsets, data = values.buffers()
+        if lengths.any():
+            start = int(np.frombuffer(offsets, np.int32)[values.offset])
+            yield memoryview(data)[start : start + int(lengths.sum())]
+    else:
+        numbers = values.flatten() if pa.types.is_fixed_size_list(values.type) else values
+        plain = numbers.to_numpy()
+        yield plain.astype(plain.dtype.newbyteorder("<")).tobytes()
 
 
 def _row(values: dict[str, Any]) -> Row:
@@ -279,75 +325,3 @@ def _cells_grid(shape: tuple[int, ...], cell: Sequence[int]) -> Index:
 def _index(values: Sequence[int]) -> Index:
     z, y, x = values
     return z, y, x
-
-
-# The digest of the whole file stands inside it, over a placeholder: a Parquet file may not be
-# followed by other bytes, and a second file beside it could not be replaced in the same instant.
-_DIGEST_KEY = "pmg.sha256"
-_VERSION_KEY = "pmg.catalogue_version"
-_NO_DIGEST = b"0" * 64
-_MAX_CATALOGUE = 2 * 2**30  # bytes: several million volumes
-_STATED = re.compile(rb"(?s:.*)pmg\.sha256[^0-9a-f]{1,4}([0-9a-f]{64})")
-
-
-def write_catalogue(place: Place, catalogue: Catalogue, *, expected: str | None = None) -> str:
-    """Replace the place's catalogue in one instant and return the mark of its version.
-
-    Raises StoreError when the version there is not `expected` any more.
-    """
-    buffer = io.BytesIO()
-    with pq.ParquetWriter(buffer, _SCHEMA, compression="zstd", write_statistics=False) as writer:
-        writer.write_table(catalogue.table)
-        writer.add_key_value_metadata(
-            {
-                # The same rows written again are another version.
-                "pmg.written": secrets.token_hex(16),
-                _VERSION_KEY: str(CATALOGUE_VERSION),
-                _DIGEST_KEY: _NO_DIGEST.decode(),
-            }
-        )
-    data = buffer.getvalue()
-    stated = _STATED.match(data)
-    assert stated is not None
-    digest = _sha256(data, stated).encode()
-    signed = data[: stated.start(1)] + digest + data[stated.end(1) :]
-    return place.replace(CATALOGUE, signed, expected=expected)
-
-
-def read_catalogue(place: Place) -> tuple[Catalogue, str]:
-    """The rows and the mark of their version.
-
-    Raises StoreCorrupt when any byte differs from what was written, StoreError when another
-    version of the program wrote it.
-    """
-    path = f"{place}/{CATALOGUE}"
-    try:
-        data, mark = place.read_version(CATALOGUE, limit=_MAX_CATALOGUE)
-    except StoreMissing as error:
-        raise StoreCorrupt(f"{path}: the catalogue is missing, so no volume exists") from error
-    # Checked before Parquet sees it: an altered footer can ask its reader for any amount of memory.
-    stated = _STATED.match(data)
-    if stated is None:
-        raise StoreCorrupt(f"{path}: truncated or altered; it does not state its SHA-256")
-    expected, actual = stated[1].decode(), _sha256(data, stated)
-    if actual != expected:
-        raise StoreCorrupt(
-            f"{path}: altered after writing; SHA-256 is {actual[:12]}..., "
-            f"it states {expected[:12]}..."
-        )
-    with pq.ParquetFile(pa.BufferReader(data)) as file:
-        version = int(file.metadata.metadata[_VERSION_KEY.encode()])
-        if version != CATALOGUE_VERSION:
-            raise StoreError(
-                f"{path}: catalogue version {version}; this program reads {CATALOGUE_VERSION}"
-            )
-        return Catalogue(file.read()), mark
-
-
-def _sha256(data: bytes, stated: re.Match[bytes]) -> str:
-    """Digest of the file with the placeholder where it states its digest."""
-    view = memoryview(data)
-    digest = hashlib.sha256(view[: stated.start(1)])
-    digest.update(_NO_DIGEST)
-    digest.update(view[stated.end(1) :])
-    return digest.hexdigest()

@@ -33,8 +33,8 @@ _PROCESSES = {
     **dict.fromkeys(JPEGLSTransferSyntaxes, (_LS,)),
 }
 
-_MOST_TILES = 4096
-_RLE_GROWTH = 64  # two bytes make 128
+_MOST_TILES = 1024
+_END = b"\xff\xd9"  # of JPEG, JPEG-LS and JPEG 2000 alike
 
 
 def bare_codestream(frame: bytes) -> bytes:
@@ -55,7 +55,8 @@ def bare_codestream(frame: bytes) -> bytes:
 def precision(frame: bytes, syntax: UID, rows: int, columns: int, bits_allocated: int) -> int:
     """The bits of a sample that the frame's own header states.
 
-    Raises ValueError where that header is no grey image's of this size, in this transfer syntax.
+    Raises ValueError where that header is no grey image's of this size, in this transfer syntax,
+    and where the frame is not whole: decoders make something up for what is missing.
     """
     try:
         if syntax == RLELossless:
@@ -69,6 +70,8 @@ def precision(frame: bytes, syntax: UID, rows: int, columns: int, bits_allocated
             raise ValueError("is in a transfer syntax that is not read here")
     except (StructError, IndexError):
         raise ValueError("ends within its own header") from None
+    if not frame.rstrip(b"\0").endswith(_END):
+        raise ValueError("ends without its end marker (FFD9): it is not whole")
     if (height, width, components) != (rows, columns, 1) or not 0 < bits <= bits_allocated:
         raise ValueError(
             f"says of itself {height} x {width} pixels, {components} components of {bits} bits; "
@@ -78,7 +81,7 @@ def precision(frame: bytes, syntax: UID, rows: int, columns: int, bits_allocated
 
 
 def _require_rle(frame: bytes, pixels: int, planes: int) -> None:
-    """RLE (PS3.5 annex G): one segment for each byte of a pixel."""
+    """RLE (PS3.5 annex G): one segment for each byte of a pixel, each of as many runs as needed."""
     count, *starts = unpack_from("<16I", frame)
     if count != planes:
         raise ValueError(
@@ -88,14 +91,26 @@ def _require_rle(frame: bytes, pixels: int, planes: int) -> None:
     for start, end in zip(starts, ends, strict=False):
         if not 64 <= start <= end <= len(frame):
             raise ValueError(f"has an RLE segment from byte {start} to {end} of {len(frame)}")
-        if (end - start) * _RLE_GROWTH < pixels:
-            raise ValueError(
-                f"has an RLE segment of {end - start} bytes, too few for {pixels} pixels"
-            )
-        if end - start > 2 * pixels + 64:
-            raise ValueError(
-                f"has an RLE segment of {end - start} bytes, too many for {pixels} pixels"
-            )
+        found = _unpacked(frame[start:end], pixels)
+        if found != pixels:
+            raise ValueError(f"has an RLE segment of {found} pixels; expected {pixels}")
+
+
+def _unpacked(segment: bytes, most: int) -> int:
+    """How many bytes the runs of an RLE segment make, at most about `most`."""
+    at = made = 0
+    end = len(segment)
+    while at < end and made <= most:
+        code = segment[at]
+        if code > 128:
+            made += 257 - code
+            at += 2
+        elif code < 128 and at + code + 2 <= end:
+            made += code + 1
+            at += code + 2
+        else:  # nothing, or the byte that makes a segment's length even
+            at += 1
+    return made
 
 
 def _jpeg(frame: bytes, processes: tuple[int, ...]) -> tuple[int, int, int, int]:

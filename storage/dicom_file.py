@@ -33,7 +33,7 @@ from pydicom.uid import (
 
 from storage.errors import IngestError
 
-__all__ = ["DicomFile", "Elements", "open_pixels", "read_file"]
+__all__ = ["START_BYTES", "DicomFile", "Elements", "begins_as_dicom", "open_pixels", "read_file"]
 
 Elements = dict[BaseTag, DataElement | RawDataElement]
 
@@ -43,8 +43,11 @@ _AFTER_META = 0x00030000
 _PIXEL_TAGS = 0x7FE00008  # Float Pixel Data; Double Float Pixel Data and Pixel Data follow
 _PIXEL_DATA = 0x7FE00010
 
+START_BYTES = 132  # of a file, to know by whether it is DICOM
+
 _MAX_DEPTH = 64  # of sequences in sequences; real files have less than ten
 _FIRST_BYTES = 1 << 16  # enough for most headers
+_MAX_UNUSUAL_HEADER = 1 << 24  # pydicom takes seconds for that much of tiny elements
 _MAX_INFLATED_HEADER = 1 << 24
 _MAX_INFLATED = 1 << 29
 
@@ -87,6 +90,18 @@ class DicomFile:
     inflates_at: int | None = None
 
 
+def begins_as_dicom(start: bytes) -> bool:
+    """By the first START_BYTES: DICM after the preamble; or, without both, a first element of
+    group 0002 or 0008."""
+    if len(start) < START_BYTES:
+        return False
+    # Any encoding: two capitals for the value representation, or a length below 65536.
+    little = start[:2] in (b"\x02\x00", b"\x08\x00") and start[3:4] == b"\x00"
+    big = start[:2] in (b"\x00\x02", b"\x00\x08") and start[2:3] == b"\x00"
+    plausible = start[4:6].isupper() or start[6:8] == b"\x00\x00"
+    return start[128:START_BYTES] == b"DICM" or ((little or big) and plausible)
+
+
 class _Unusual(Exception):
     """Something that only pydicom's reader may understand."""
 
@@ -107,6 +122,11 @@ def read_file(path: Path, *, before: int = _PIXEL_TAGS) -> DicomFile:
     with path.open("rb", buffering=0) as file:
         while True:
             data = _read(file, min(amount, size))
+            if not begins_as_dicom(data):
+                raise IngestError(
+                    f"{path}: does not begin as DICOM does; expected DICM at byte 128, or an "
+                    "element of group 0002 or 0008"
+                )
             try:
                 return _walked(path, data, size, before)
             except _TooDeep:
@@ -114,13 +134,13 @@ def read_file(path: Path, *, before: int = _PIXEL_TAGS) -> DicomFile:
                     f"{path}: sequences are nested more than {_MAX_DEPTH} deep; expected less"
                 ) from None
             except _Unusual:
-                data = _read(file, size)
+                data = _read(file, min(size, _MAX_UNUSUAL_HEADER))
                 break
             except (StructError, IndexError):  # the data read so far end within an element
                 if amount >= size:
                     break
                 amount *= 16
-    return _by_pydicom(path, data, before)
+    return _by_pydicom(path, data[:_MAX_UNUSUAL_HEADER], size, before)
 
 
 @contextmanager
@@ -312,8 +332,8 @@ def _inflated(path: Path, data: bytes, start: int, limit: int) -> bytes:
         raise IngestError(f"{path}: the deflated data set is corrupt: {error}") from error
 
 
-def _by_pydicom(path: Path, data: bytes, before: int) -> DicomFile:
-    """From the whole file."""
+def _by_pydicom(path: Path, data: bytes, size: int, before: int) -> DicomFile:
+    """From the file's first bytes."""
     if DeflatedExplicitVRLittleEndian.encode() in data:  # pydicom 3.0 inflates without a bound
         raise IngestError(f"{path}: deflated, and its file meta information cannot be read")
     file = BytesIO(data)
@@ -325,4 +345,4 @@ def _by_pydicom(path: Path, data: bytes, before: int) -> DicomFile:
         raise IngestError(f"{path}: not a readable DICOM file: {error!r}") from error
     sop_class = str(header.file_meta.get("MediaStorageSOPClassUID") or "")
     bare = DicomFile(path, syntax, sop_class, header)
-    return _with_pixels(bare, data, file.tell(), len(data)) if before == _PIXEL_TAGS else bare
+    return _with_pixels(bare, data, file.tell(), size) if before == _PIXEL_TAGS else bare

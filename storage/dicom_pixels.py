@@ -32,7 +32,7 @@ from storage.dicom_file import DicomFile, open_pixels
 from storage.dicom_header import Image, named
 from storage.errors import IngestError
 
-__all__ = ["require_pixels", "stored_frames"]
+__all__ = ["require_image", "require_pixels", "stored_frames"]
 
 _JPEG = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1)
 
@@ -54,22 +54,28 @@ _MAX_VOXELS = 1 << 29
 _PIXELS = named("PixelData")
 
 
-def require_pixels(dicom: DicomFile, image: Image, frames: int) -> None:
-    """Raise IngestError unless the file holds pixels of `frames` such images, by its lengths."""
-    path = dicom.path
+def require_image(dicom: DicomFile) -> None:
+    """Raise IngestError unless the file has PixelData in a transfer syntax that is read here."""
     if dicom.pixels_at is None:
-        raise IngestError(f"{path}: {_PIXELS} is missing or cut off; expected an image")
+        raise IngestError(f"{dicom.path}: {_PIXELS} is missing or cut off; expected an image")
+    known = not dicom.syntax.is_private and dicom.syntax.is_transfer_syntax
+    if not known or (_encapsulated(dicom) and dicom.syntax not in (*_JPEG, *_PLUGINS)):
+        raise IngestError(
+            f"{dicom.path}: {named('TransferSyntaxUID')} is {dicom.syntax.name}; expected native "
+            "pixels, RLE, JPEG, JPEG-LS, JPEG 2000 or HTJ2K"
+        )
+
+
+def require_pixels(dicom: DicomFile, image: Image, frames: int) -> None:
+    """Raise IngestError unless the file may hold `frames` such images, by its lengths."""
+    path = dicom.path
     voxels = frames * image.rows * image.columns
     if voxels > _MAX_VOXELS:
         raise IngestError(
             f"{path}: {named('NumberOfFrames')} is {frames}, of {image.rows} x {image.columns} "
             f"pixels; expected at most {_MAX_VOXELS} voxels in one file"
         )
-    if dicom.syntax.is_private or not dicom.syntax.is_transfer_syntax:
-        _refuse_syntax(dicom)
-    if dicom.syntax.is_compressed and not dicom.syntax.is_deflated:
-        if dicom.syntax not in _JPEG and dicom.syntax not in _PLUGINS:
-            _refuse_syntax(dicom)
+    if _encapsulated(dicom):
         return
     expected = voxels * image.bits_allocated // 8
     if dicom.pixels_bytes is None or not 0 <= dicom.pixels_bytes - expected <= expected % 2:
@@ -88,7 +94,7 @@ def stored_frames(dicom: DicomFile, image: Image, frames: int) -> Iterator[NDArr
     pixels are not intact.
     """
     with open_pixels(dicom) as file:
-        if not dicom.syntax.is_compressed or dicom.syntax.is_deflated:
+        if not _encapsulated(dicom):
             yield from _native(dicom, image, frames, file)
             return
         for number, frame in enumerate(_encoded_frames(dicom, frames, file), 1):
@@ -156,13 +162,19 @@ def _by_pydicom(frame: bytes, syntax: UID, image: Image) -> NDArray[np.integer]:
         "pixel_keyword": "PixelData",
         "correct_unused_bits": False,
     }
-    raw, _ = get_decoder(syntax).as_array(
-        encapsulate([frame], has_bot=False),
-        index=0,
-        raw=True,
-        decoding_plugin=_PLUGINS[syntax],
-        **facts,
-    )
+    try:
+        raw, _ = get_decoder(syntax).as_array(
+            encapsulate([frame], has_bot=False),
+            index=0,
+            raw=True,
+            decoding_plugin=_PLUGINS[syntax],
+            **facts,
+        )
+    except BaseException as error:
+        # pylibjpeg-rle 2.2 is Rust, whose panics are no Exception: here, runs beyond the image.
+        if type(error).__name__ == "PanicException":
+            raise ValueError(f"makes its decoder panic ({error})") from None
+        raise
     return raw
 
 
@@ -273,8 +285,5 @@ def _exactly(dicom: DicomFile, file: BinaryIO, amount: int) -> bytes:
     return data
 
 
-def _refuse_syntax(dicom: DicomFile) -> None:
-    raise IngestError(
-        f"{dicom.path}: {named('TransferSyntaxUID')} is {dicom.syntax.name}; expected native "
-        "pixels, RLE, JPEG, JPEG-LS, JPEG 2000 or HTJ2K"
-    )
+def _encapsulated(dicom: DicomFile) -> bool:
+    return dicom.syntax.is_compressed and not dicom.syntax.is_deflated

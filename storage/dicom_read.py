@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, CTImageStorage
 
 from storage.bounds import reading
 from storage.dicom_file import DicomFile, read_file
-from storage.dicom_header import IMAGE_TAGS, Image, image_of, position_of
-from storage.dicom_pixels import require_pixels, stored_frames
+from storage.dicom_header import IMAGE_TAGS, Image, image_of, position_of, raw_uid, raw_value
+from storage.dicom_pixels import require_image, require_pixels, stored_frames
 from storage.enhanced import MULTI_FRAME, frame_headers
 from storage.errors import GeometryError, IngestError
 from storage.grid import AIR_HU
@@ -33,12 +33,13 @@ def series_uid(path: Path) -> str:
 
     Raises IngestError for what is no DICOM, or no CT image by its SOP class.
     """
-    dicom = read_file(path, before=_AFTER_SERIES_UID)
-    storage = _text(dicom.header, 0x00080016) or dicom.sop_class
+    with _refusing(path):
+        dicom = read_file(path, before=_AFTER_SERIES_UID)
+    storage = raw_uid(dicom.header, 0x00080016) or dicom.sop_class
     if storage not in (CTImageStorage, *MULTI_FRAME):
         name = UID(storage).name or "missing"
         raise IngestError(f"SOPClassUID (0008,0016) is {name}; expected CT Image Storage")
-    uid = _text(dicom.header, 0x0020000E)
+    uid = raw_uid(dicom.header, 0x0020000E)
     if not uid:
         raise IngestError("SeriesInstanceUID (0020,000E) is missing or empty")
     return uid
@@ -65,8 +66,9 @@ def read_series(files: Sequence[Path]) -> tuple[Volume, Sequence[Dataset]]:
     planes: list[Plane] = []
     images = _Images()
     for path in files:
-        with reading(path):
+        with reading(path), _refusing(path):
             dicom = read_file(path)
+            require_image(dicom)
             frames = frame_headers(path, dicom.header)
             found = [images.of(path, header) for header in frames]
             require_pixels(dicom, found[0], len(frames))
@@ -81,12 +83,23 @@ def read_series(files: Sequence[Path]) -> tuple[Volume, Sequence[Dataset]]:
     hu = np.empty((len(ordered), ordered[0].image.rows, ordered[0].image.columns), np.int16)
     places = {(plane.file, plane.frame): index for index, plane in enumerate(ordered)}
     for number, dicom in enumerate(dicoms):
-        with reading(dicom.path):
+        with reading(dicom.path), _refusing(dicom.path):
             image = ordered[places[number, 0]].image
             for frame, raw in enumerate(stored_frames(dicom, image, len(headers[number]))):
                 place = places[number, frame]
                 _to_hu(raw, ordered[place].image, hu[place])
     return Volume(hu, affine), _Headers(headers[one.file][one.frame] for one in ordered)
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Whatever a library raises is a refusal that names the file."""
+    try:
+        yield
+    except (GeometryError, IngestError, MemoryError):
+        raise
+    except Exception as error:  # pydicom 3.0 raises eight classes and more on malformed files
+        raise IngestError(f"{path}: cannot be read: {repr(error)[:200]}") from error
 
 
 class _Images:
@@ -96,7 +109,7 @@ class _Images:
         self._known: dict[tuple[object, ...], Image] = {}
 
     def of(self, path: Path, header: Dataset) -> Image:
-        written = tuple(_written(header, tag) for tag in IMAGE_TAGS)
+        written = tuple(raw_value(header, tag) for tag in IMAGE_TAGS)
         if None in written:  # decoded already
             return image_of(path, header)
         if written not in self._known:
@@ -153,22 +166,6 @@ def _pad(values: NDArray[np.integer], padding: tuple[int, int], hu: NDArray[np.i
     # Wrapped: -2000 is often written as 63536, with the value representation of the other sign.
     low, high = np.sort(np.array(padding).astype(values.dtype))
     hu[values == low if low == high else (values >= low) & (values <= high)] = AIR_HU
-
-
-def _written(header: Dataset, tag: int) -> object:
-    """The element's bytes in the file, "" where there is none, None if it is decoded already."""
-    if tag not in header:
-        return ""
-    element = header.get_item(tag)
-    return element.value or "" if isinstance(element, RawDataElement) else None
-
-
-def _text(header: Dataset, tag: int) -> str:
-    """A UID without pydicom's checks of it, which take longer than reading the file."""
-    if tag not in header:
-        return ""
-    value = header.get_item(tag).value or ""
-    return (value.decode("latin-1") if isinstance(value, bytes) else str(value)).strip("\0 ")
 
 
 def _decoded(header: Dataset) -> Dataset:

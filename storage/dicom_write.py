@@ -156,7 +156,7 @@ def derived_headers(
         if source.get("BurnedInAnnotation") in ("YES", "NO"):
             derived.BurnedInAnnotation = source.BurnedInAnnotation
         derived.WindowCenter, derived.WindowWidth = 40, 400
-        if "SOPInstanceUID" in source:
+        if "SOPInstanceUID" in source or "ConversionSourceAttributesSequence" in source:
             derived.SourceImageSequence = [_reference(source)]
         derived.ContributingEquipmentSequence = _equipment(source, now if timed else None)
         headers.append(derived)
@@ -165,9 +165,12 @@ def derived_headers(
 
 def _reference(source: Dataset) -> Dataset:
     """Item of the Source Image Sequence (PS3.3 C.7.6.1.1.4)."""
-    item = Dataset()
-    item.ReferencedSOPClassUID = source.get("SOPClassUID", CTImageStorage)
-    item.ReferencedSOPInstanceUID = source.SOPInstanceUID
+    if "SOPInstanceUID" in source:
+        item = Dataset()
+        item.ReferencedSOPClassUID = source.get("SOPClassUID", CTImageStorage)
+        item.ReferencedSOPInstanceUID = source.SOPInstanceUID
+    else:  # a frame of a multi-frame image
+        item = copy.deepcopy(source.ConversionSourceAttributesSequence[0])
     item.SpatialLocationsPreserved = "YES"
     item.PurposeOfReferenceCodeSequence = [
         _code("121322", "Source image for image processing operation")

@@ -14,7 +14,7 @@ from pydicom.uid import (
 )
 
 from storage.dicom_file import Elements
-from storage.dicom_header import named, refuse, value_of
+from storage.dicom_header import named, raw_uid, refuse, value_of
 from storage.errors import IngestError
 
 __all__ = ["MULTI_FRAME", "frame_headers"]
@@ -32,6 +32,9 @@ _GROUPS = """
     UnassignedSharedConvertedAttributesSequence UnassignedPerFrameConvertedAttributesSequence
 """
 
+# Functional groups that a CT Image has as they are.
+_WHOLE_GROUPS = ("RealWorldValueMappingSequence",)
+
 # What belongs to the multi-frame object as a whole, or is nothing without it.
 _OF_THE_OBJECT = """
     SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence NumberOfFrames SOPInstanceUID
@@ -43,6 +46,7 @@ _OF_THE_OBJECT = """
 # Of which a file that is one volume has one.
 _ONE_VOLUME = ("StackID", "TemporalPositionIndex")
 
+_SOP_CLASS = Tag("SOPClassUID")
 _ACQUISITION = "FrameAcquisitionNumber"
 
 
@@ -56,7 +60,7 @@ def frame_headers(path: Path, header: Dataset) -> list[Dataset]:
     Raises IngestError naming tag and value where the functional groups are not those of the
     stated number of frames, or of several stacks or times.
     """
-    if value_of(path, header, "SOPClassUID") not in MULTI_FRAME:
+    if raw_uid(header, _SOP_CLASS) not in MULTI_FRAME:
         return [header]
     count = value_of(path, header, "NumberOfFrames")
     own = _items(path, header, "PerFrameFunctionalGroupsSequence")
@@ -109,6 +113,9 @@ def _attributes(path: Path, groups: Dataset) -> Elements:
     for keyword in _GROUPS.split():
         for item in _items(path, groups, keyword)[:1]:
             found |= dict(item.items())
+    for tag in map(Tag, _WHOLE_GROUPS):
+        if tag in groups:
+            found[tag] = groups.get_item(tag)
     return found
 
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from storage.errors import IngestError
 
-__all__ = ["Entry", "domain_of", "phase_of", "read_manifest", "single_entry"]
+__all__ = ["Entry", "domain_of", "phase_of", "read_manifest", "rule_entry", "single_entry"]
 
 # A phase goes into the store as it is written: it is a label, no place for notes on a patient.
 _PHASE = re.compile(r"[A-Za-z][A-Za-z _-]{0,31}")
@@ -26,6 +26,7 @@ class Entry:
 
     base: the folder that paths are told apart by; patient: who it is, where files do not say it.
     series: the SeriesInstanceUID of the one that is meant, of several below `path`.
+    mask: a NIfTI label map on the points of that series.
     """
 
     path: Path
@@ -34,6 +35,7 @@ class Entry:
     phase: str
     patient: str | None = None
     series: str | None = None
+    mask: Path | None = None
 
 
 def read_manifest(path: Path) -> list[Entry]:
@@ -42,7 +44,9 @@ def read_manifest(path: Path) -> list[Entry]:
     Paths are relative to the manifest's folder. An optional column `patient` names the patient
     where DICOM headers don't (NIfTI, or exports with one PatientID for all); only its pseudonym
     enters the store. An optional column `series` holds the SeriesInstanceUID of the one that is
-    meant where a folder holds several. Other columns are for the reader.
+    meant where a folder holds several. An optional column `mask` holds the path of a NIfTI label
+    map, of calcium for instance, on the series' own points; what is not 0 in it is marked in the
+    store for patches to be drawn there. Other columns are for the reader.
 
     Raises IngestError naming the line and the column.
     """
@@ -59,6 +63,11 @@ def single_entry(root: Path, domain: int | None, phase: str | None) -> Entry:
     return Entry(root, base, domain_of(domain, where), phase_of(phase, where))
 
 
+def rule_entry(root: Path) -> Entry:
+    """All of a folder (or one file), each series labelled by rules: domain 0 until then."""
+    return Entry(root, root if root.is_dir() else root.parent, 0, "by rules")
+
+
 def _entry(manifest: Path, number: int, line: Mapping[str, Any]) -> Entry:
     where = f"{manifest}, line {number}: "
     for column in ("path", "domain", "phase"):
@@ -73,6 +82,7 @@ def _entry(manifest: Path, number: int, line: Mapping[str, Any]) -> Entry:
         phase=phase_of(line["phase"], where),
         patient=str(line["patient"]) if line.get("patient") else None,
         series=str(line["series"]).strip() if line.get("series") else None,
+        mask=manifest.parent / str(line["mask"]) if line.get("mask") else None,
     )
 
 

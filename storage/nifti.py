@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
+import math
 import os
 import uuid
 import zlib
 from pathlib import Path
+from struct import error as StructError
+from struct import unpack, unpack_from
 
 import nibabel as nib
 import numpy as np
@@ -13,6 +17,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
+from .bounds import MAX_FILE_BYTES, reading
 from .errors import GeometryError, IngestError
 from .grid import reorder_like, require_orthogonal, same_grid
 from .volume import Volume
@@ -22,7 +27,24 @@ __all__ = ["read_nifti", "write_nifti"]
 # NIfTI counts to the right and to the front, DICOM to the left and to the back. Its own inverse.
 _RAS_TO_LPS = np.array([-1.0, -1.0, 1.0, 1.0])[:, None]
 
-_UNREADABLE = (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error)
+_MAX_VOXELS = 1 << 29  # 1 GiB as int16
+_MOST_INFLATION = 1032  # deflate makes at most that many bytes out of one
+
+# By the size of the header (NIfTI-1, NIfTI-2): where in it vox_offset stands, and its type.
+_OFFSET_AT = {348: (108, "f"), 540: (168, "q")}
+_NIFTI2_BYTES = 544
+_MAX_HEADER = 1 << 24
+
+_UNREADABLE = (
+    ImageFileError,
+    HeaderDataError,
+    OSError,
+    EOFError,
+    ValueError,
+    OverflowError,
+    StructError,
+    zlib.error,
+)
 
 
 def read_nifti(path: Path) -> Volume:
@@ -35,20 +57,19 @@ def read_nifti(path: Path) -> Volume:
     for a sheared or non-finite affine; IngestError for a file that is unreadable, or whose voxels
     are not finite real numbers.
     """
-    image = _open(path)
-    affine = _affine(image, path)
-    try:
-        data = np.asanyarray(nib.squeeze_image(image).dataobj)
-    except _UNREADABLE as error:
-        raise IngestError(f"{path}: voxels cannot be read: {error}") from error
-    if data.ndim != 3:
-        raise GeometryError(f"{path}: dim is {image.shape}; expected one volume of 3 dimensions")
-    if data.dtype.kind not in "iuf":
-        raise IngestError(f"{path}: datatype is {data.dtype}; expected real numbers, one a voxel")
-    if not np.isfinite(data).all():
-        count = int(np.sum(~np.isfinite(data)))
-        raise IngestError(f"{path}: {count} voxels are not finite; expected HU in every voxel")
-    return Volume(np.ascontiguousarray(_narrowed(data).T), affine)
+    with reading(path):
+        image = _open(path)
+        affine = _affine(image, path)
+        _require_size(image, path)
+        try:
+            stored = np.asanyarray(image.dataobj.get_unscaled())
+        except _UNREADABLE as error:
+            raise IngestError(f"{path}: voxels cannot be read: {error}") from error
+        stored = stored.reshape(_shape(image)).T
+        slope, intercept = float(image.dataobj.slope), float(image.dataobj.inter)
+        if stored.dtype == np.int16 and (slope, intercept) == (1, 0):
+            return Volume(np.ascontiguousarray(stored), affine)
+        return Volume(_scaled(stored, slope, intercept, path), affine)
 
 
 def write_nifti(volume: Volume, path: Path, *, source_path: Path | None = None) -> None:
@@ -94,12 +115,38 @@ def write_nifti(volume: Volume, path: Path, *, source_path: Path | None = None) 
 
 def _open(path: Path) -> nib.Nifti1Image:
     try:
-        image = nib.load(path)
+        _require_modest_header(path)
+        image = nib.load(path, mmap=False)
+    except IngestError:
+        raise
     except _UNREADABLE as error:
         raise IngestError(f"{path}: not a readable NIfTI file: {error}") from error
     if not isinstance(image, nib.Nifti1Image):  # Nifti2Image is one as well
         raise IngestError(f"{path}: is {type(image).__name__}; expected a NIfTI file")
     return image
+
+
+def _require_modest_header(path: Path) -> None:
+    """Refuse extensions between header and voxels that nibabel would inflate without a bound."""
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        start = file.read(_NIFTI2_BYTES)
+        order = next((o for o in "<>" if unpack(f"{o}i", start[:4])[0] in _OFFSET_AT), None)
+        if order is None:
+            return  # nibabel will say what it is
+        size = unpack(f"{order}i", start[:4])[0]
+        end = unpack_from(f"{order}{_OFFSET_AT[size][1]}", start, _OFFSET_AT[size][0])[0]
+        if not 0 <= end <= _MAX_HEADER:
+            raise IngestError(f"{path}: vox_offset is {end}; expected at most {_MAX_HEADER}")
+        at = size + 4
+        extended = start[size : size + 1] not in (b"\0", b"")
+        while extended and at + 16 <= end:
+            file.seek(at)
+            length = unpack(f"{order}i", file.read(8)[:4])[0]
+            if not 8 <= length <= end - at:
+                raise IngestError(
+                    f"{path}: an extension has {length} bytes; expected 8 to {end - at}"
+                )
+            at += length
 
 
 def _affine(image: nib.Nifti1Image, path: Path) -> NDArray[np.float64]:
@@ -122,11 +169,58 @@ def _ras(affine: NDArray[np.float64]) -> NDArray[np.float64]:
     return _RAS_TO_LPS * affine[:, [2, 1, 0, 3]]
 
 
-def _narrowed(data: NDArray[np.generic]) -> NDArray[np.generic]:
-    """int16 if every value is one, else float32."""
+def _shape(image: nib.Nifti1Image) -> tuple[int, ...]:
+    """The shape without trailing dimensions of one."""
+    shape = tuple(image.shape)
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
+
+
+def _require_size(image: nib.Nifti1Image, path: Path) -> None:
+    """Refuse what is no volume of real numbers, and what the file cannot hold, unread."""
+    dtype = image.header.get_data_dtype()
+    if len(_shape(image)) != 3:
+        raise GeometryError(f"{path}: dim is {image.shape}; expected one volume of 3 dimensions")
+    if dtype.kind not in "iuf":
+        raise IngestError(f"{path}: datatype is {dtype}; expected real numbers, one a voxel")
+    voxels = math.prod(map(int, image.shape))
+    if voxels < 1 or voxels > _MAX_VOXELS:
+        raise IngestError(
+            f"{path}: dim is {image.shape}, {voxels} voxels; expected 1 to {_MAX_VOXELS}"
+        )
+    size = path.stat().st_size
+    most = size if path.suffix == ".nii" else min(size * _MOST_INFLATION, 2 * MAX_FILE_BYTES)
+    needed = image.dataobj.offset + voxels * dtype.itemsize
+    if needed > most:
+        raise IngestError(
+            f"{path}: dim {image.shape} and vox_offset ask for {needed} bytes; expected at most "
+            f"{most} in a file of {size} bytes"
+        )
+
+
+def _scaled(
+    stored: NDArray[np.generic], slope: float, intercept: float, path: Path
+) -> NDArray[np.generic]:
+    """The values in HU, slice by slice: int16 if every value is one, else float32."""
+
+    def values(index: int) -> NDArray[np.float64]:
+        plane: NDArray[np.float64] = stored[index] * np.float64(slope) + intercept
+        return plane
+
     limits = np.iinfo(np.int16)
-    if data.dtype == np.int16:
-        return data
-    if limits.min <= data.min() and data.max() <= limits.max and (np.rint(data) == data).all():
-        return data.astype(np.int16)
-    return data.astype(np.float32)
+    exact, lost = True, 0
+    for index in range(len(stored)):
+        plane = values(index)
+        lost += int(np.sum(~np.isfinite(plane)))
+        exact = exact and bool(
+            limits.min <= plane.min()
+            and plane.max() <= limits.max
+            and (np.rint(plane) == plane).all()
+        )
+    if lost:
+        raise IngestError(f"{path}: {lost} voxels are not finite; expected HU in every voxel")
+    hu = np.empty(stored.shape, np.int16 if exact else np.float32)
+    for index in range(len(stored)):
+        hu[index] = values(index)
+    return hu

@@ -12,6 +12,7 @@ from typing import Literal
 from pydicom.dataset import Dataset
 
 from .bounds import reading
+from .dicom_file import START_BYTES, begins_as_dicom
 from .dicom_read import read_series, series_uid
 from .errors import IngestError
 from .nifti import read_nifti
@@ -30,7 +31,7 @@ __all__ = [
 
 Kind = Literal["dicom", "nifti"]
 
-_START_BYTES = 132  # of a file, to know its format by
+_DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Finding:
 class _Format:
     """What the program must know of a file format.
 
-    recognises: by the path and the file's first _START_BYTES. key: of the series that the file
+    recognises: by the path and the file's first START_BYTES. key: of the series that the file
     belongs to; raises IngestError for a file that belongs to none.
     """
 
@@ -115,9 +116,9 @@ def files_under(root: Path) -> Iterator[Path]:
 def scan(paths: Iterable[Path], root: Path) -> list[Finding]:
     """What each of the files below `root` is; the result can be sent between processes.
 
-    DICOM is recognised by content, NIfTI by name. Headers only are read, each file within the
-    bounds of `reading`. What is no regular file (FIFOs, devices, symbolic links that lead out of
-    `root`) is refused unread.
+    DICOM is recognised by content or name, NIfTI by name. Headers only are read, each file within
+    the bounds of `reading`. What is no regular file (FIFOs, devices, symbolic links that lead out
+    of `root`) is refused unread.
     """
     place = root.resolve()
     return [_finding(path, place) for path in paths]
@@ -150,7 +151,7 @@ def _finding(path: Path, root: Path) -> Finding:
             return Finding(path)
         with reading(path):
             with path.open("rb") as file:
-                start = file.read(_START_BYTES)
+                start = file.read(START_BYTES)
             for kind, file_format in _FORMATS.items():
                 if file_format.recognises(path, start):
                     return Finding(path, kind, file_format.key(path))
@@ -174,12 +175,9 @@ def _leads_to_a_file(path: Path, root: Path) -> bool:
     return True
 
 
-def _is_dicom(_path: Path, start: bytes) -> bool:
-    """DICM after the preamble; or, without both, an element of group 0002 or 0008 at the start."""
-    # Either encoding: two capitals for the value representation, or a length below 65536.
-    bare = start[:2] in (b"\x02\x00", b"\x08\x00") and start[3:4] == b"\x00"
-    plausible = start[4:6].isupper() or start[6:8] == b"\x00\x00"
-    return start[128:] == b"DICM" or (len(start) == _START_BYTES and bare and plausible)
+def _is_dicom(path: Path, start: bytes) -> bool:
+    # What is called DICOM is taken for it, so that a damaged slice is refused, not passed over.
+    return begins_as_dicom(start) or path.suffix.lower() in _DICOM_SUFFIXES
 
 
 def _is_nifti(path: Path, _start: bytes) -> bool:

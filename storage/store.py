@@ -7,7 +7,8 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import lru_cache
@@ -17,16 +18,8 @@ import numpy as np
 
 from storage.array import as_int16, content_digest, write_array
 from storage.body import FrameOrigin
-from storage.catalogue import (
-    CATALOGUE,
-    Catalogue,
-    Row,
-    body_cells,
-    hu_histogram,
-    mask_cells,
-    read_catalogue,
-    write_catalogue,
-)
+from storage.catalogue import Catalogue, Row, body_cells, hu_histogram, mask_cells
+from storage.catalogue_file import CATALOGUE, read_catalogue, write_catalogue
 from storage.errors import GeometryError, IngestError, StoreCorrupt, StoreError, StoreMissing
 from storage.place import Place
 from storage.shard import ShardedArray
@@ -71,9 +64,9 @@ class Store:
             if name not in unfinished:
                 raise StoreError(f"{place} holds {name!r}; expected nothing there for a new store")
         with place.locked():
-            _write_group(place, _VOLUMES, {})
+            place.replace(_VOLUMES, _group({}))
             write_catalogue(place, Catalogue.of([]))
-            _write_root(place, {"version": STORE_VERSION, "spacing_mm": spacing_mm})
+            place.replace(_ROOT, _root({"version": STORE_VERSION, "spacing_mm": spacing_mm}))
         return cls.open(place)
 
     @classmethod
@@ -122,14 +115,14 @@ class Store:
 
     def read(self, volume_id: str) -> Volume:
         """The whole volume, int16. Raises StoreCorrupt when its digest is not the catalogue's."""
-        row = self.row(volume_id)
+        affine, digest, path, shape = self.rows.get(
+            self.require(volume_id), "affine", "digest", "array_path", "shape"
+        )
         with _naming(volume_id):
-            hu = self._array(volume_id).read((0, 0, 0), row.shape)
-            if content_digest(hu, row.affine) != row.digest:
-                raise StoreCorrupt(
-                    f"{self.place}/{row.array_path}: has another SHA-256 than stated"
-                )
-        return Volume(hu, np.reshape(row.affine, (4, 4)))
+            hu = self._array(volume_id).read((0, 0, 0), shape)
+            if content_digest(hu, affine) != digest:
+                raise StoreCorrupt(f"{self.place}/{path}: has another SHA-256 than stated")
+        return Volume(hu, np.reshape(affine, (4, 4)))
 
     def read_box(self, volume_id: str, start: Sequence[int], shape: Sequence[int]) -> np.ndarray:
         """int16 HU of `shape` from voxel `start` on, z, y, x.
@@ -154,15 +147,31 @@ class Store:
         with _naming(volume_id):
             self._array(volume_id).cut(starts, shape, outs)
 
-    def verify(self) -> list[str]:
-        """One sentence for each volume that is not what the catalogue says; empty when all are."""
+    def verify(
+        self, threads: int = 1, progress: Callable[[int, int], None] | None = None
+    ) -> list[str]:
+        """One sentence for each volume that is not what the catalogue says; empty when all are.
+
+        Reads every byte of every volume, one volume per thread at a time. progress: called with
+        (volumes done, volumes in all).
+        """
         problems = []
-        for volume_id in self.rows.column("volume_id"):
-            try:
-                self.read(volume_id)
-            except StoreCorrupt as error:
-                problems.append(str(error))
+        if self.place.read(_VOLUMES) != _group({}):
+            problems.append(f"{self.place}/{_VOLUMES}: altered; expected an empty Zarr group")
+        ids = self.rows.column("volume_id").tolist()
+        with ThreadPoolExecutor(threads, thread_name_prefix="verify") as pool:
+            for done, problem in enumerate(pool.map(self._problem, ids), start=1):
+                problems += [problem] if problem else []
+                if progress is not None:
+                    progress(done, len(ids))
         return problems
+
+    def _problem(self, volume_id: str) -> str:
+        try:
+            self.read(volume_id)
+        except StoreError as error:
+            return str(error)
+        return ""
 
     @contextmanager
     def writer(self) -> Iterator[Writer]:
@@ -173,15 +182,15 @@ class Store:
             yield writer
 
     def _open_array(self, volume_id: str) -> ShardedArray:
-        row = self.row(volume_id)
+        path, digest, shape = self.rows.get(
+            self.require(volume_id), "array_path", "metadata_digest", "shape"
+        )
         with _naming(volume_id):
-            name = f"{row.array_path}/zarr.json"
-            if not row.array_path.startswith("volumes/"):
-                raise StoreCorrupt(f"{self.place}/{name}: this path leads out of the store")
+            name = f"{path}/zarr.json"
             metadata = self.place.read(name)
-            if hashlib.sha256(metadata).hexdigest() != row.metadata_digest:
+            if hashlib.sha256(metadata).hexdigest() != digest:
                 raise StoreCorrupt(f"{self.place}/{name}: has another SHA-256 than stated")
-            return ShardedArray(self.place, row.array_path, metadata, row.shape)
+            return ShardedArray(self.place, path, metadata, shape)
 
 
 class Writer:
@@ -210,8 +219,8 @@ class Writer:
         bound = self._attributes.get("key_check")
         if bound is None:
             self._attributes["key_check"] = check
-            self._root_version = _write_root(
-                self.place, self._attributes, expected=self._root_version
+            self._root_version = self.place.replace(
+                _ROOT, _root(self._attributes), expected=self._root_version
             )
         elif bound != check:
             raise StoreError(
@@ -323,10 +332,14 @@ def stage_volume(
         source_stat=source_stat,
         ingest_version=ingest_version,
     )
-    metadata = place.read(f"{array_path}/zarr.json")
-    read_back = ShardedArray(place, array_path, metadata, row.shape).read((0, 0, 0), row.shape)
-    if content_digest(read_back, affine) != digest:
-        raise StoreCorrupt(f"{place}/{array_path}: reads back other HU than written")
+    try:
+        metadata = place.read(f"{array_path}/zarr.json")
+        read_back = ShardedArray(place, array_path, metadata, row.shape).read((0, 0, 0), row.shape)
+        if content_digest(read_back, affine) != digest:
+            raise StoreCorrupt(f"{place}/{array_path}: reads back other HU than written")
+    except StoreCorrupt:
+        place.remove_tree(array_path)
+        raise
     return row
 
 
@@ -370,25 +383,23 @@ def _read_root(place: Place) -> tuple[dict[str, Any], str]:
         ) from error
     if version != STORE_VERSION:
         raise StoreError(f"{place}: store version {version}; this program reads {STORE_VERSION}")
-    if attributes.pop("sha256", None) != _attributes_digest(attributes):
+    stated = attributes.pop("sha256", None)
+    if stated != _attributes_digest(attributes) or data != _root(attributes):
         raise StoreCorrupt(f"{place}/{_ROOT}: altered; it has another SHA-256 than it states")
     return attributes, mark
 
 
-def _write_root(place: Place, attributes: Mapping[str, Any], *, expected: str | None = None) -> str:
-    signed = {**attributes, "sha256": _attributes_digest(attributes)}
-    return _write_group(place, _ROOT, {"pmg": signed}, expected=expected)
+def _root(attributes: Mapping[str, Any]) -> bytes:
+    return _group({"pmg": {**attributes, "sha256": _attributes_digest(attributes)}})
 
 
 def _attributes_digest(attributes: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(attributes, sort_keys=True).encode()).hexdigest()
 
 
-def _write_group(
-    place: Place, name: str, attributes: Mapping[str, Any], *, expected: str | None = None
-) -> str:
+def _group(attributes: Mapping[str, Any]) -> bytes:
     document = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-    return place.replace(name, json.dumps(document, indent=2).encode(), expected=expected)
+    return json.dumps(document, indent=2).encode()
 
 
 @contextmanager

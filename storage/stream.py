@@ -243,10 +243,15 @@ class _Draft:
 
 
 class StreamSettings(Protocol):
-    """How patches are drawn, as a configuration says it; `patch` is (h, w) or (d, h, w) voxels."""
+    """How patches are drawn, as a configuration says it.
+
+    patch: (h, w) or (d, h, w) voxels. slices: neighbouring slices in a patch of (h, w).
+    """
 
     @property
     def patch(self) -> Sequence[int]: ...
+    @property
+    def slices(self) -> int: ...
     @property
     def pairing(self) -> Pairing: ...
     @property
@@ -287,7 +292,8 @@ def open_stream(
     """
     pool = -(-(settings.pool or 4 * global_batch) // global_batch) * global_batch
     training, _ = split_patients(store.rows, settings.validation_fraction, seed)
-    z, y, x = (*(1,) * (3 - len(settings.patch)), *settings.patch)
+    flat = len(settings.patch) == 2
+    z, y, x = (settings.slices, *settings.patch) if flat else settings.patch
     sampler = PairSampler(
         training,
         seed=seed,

@@ -36,6 +36,20 @@ def test_patches_of_2d_and_3d_become_one_channel_of_their_shape(patch):
         np.testing.assert_allclose(pair.x[domain].numpy().ravel(), expected.ravel(), atol=1e-5)
 
 
+def test_slices_of_a_stack_are_channels_that_lie_where_the_middle_one_does():
+    config = tiny_config(data={"slices": 5})
+    batch, pair = stream_batch(config), pair_of(config)
+    assert pair.x[1].shape == (2, 5, 16, 16)
+    assert pair.noise.shape == (4, 2, 4, 8, 8)
+    flat = tiny_config()
+    middle = dataclasses.replace(batch, hu1=batch.hu1[:, 2:3], hu2=batch.hu2[:, 2:3])
+    expected = to_pair(middle, flat, CPU)
+    for domain in (1, 2):
+        assert torch.equal(pair.x[domain][:, 2:3], expected.x[domain])
+        moved = pair.where[domain].start_mm - expected.where[domain].start_mm
+        torch.testing.assert_close(moved, torch.tensor([2 * SPACING_MM[0], 0, 0]).expand(2, 3))
+
+
 def test_each_domain_keeps_its_own_place():
     config = tiny_config()
     batch, pair = stream_batch(config), pair_of(config)

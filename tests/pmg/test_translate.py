@@ -105,3 +105,53 @@ def test_reversed_translates_from_the_other_domain():
         forth.reversed().translate(trunk()).hu, back.translate(trunk()).hu
     )
     assert (forth.translate(trunk()).hu != back.translate(trunk()).hu).any()
+
+
+def stack_translator(**translate) -> VolumeTranslator:
+    settings = tiny_config(
+        data={"patch": (16, 16), "slices": 3, "spacing_mm": GRID_MM},
+        model={"blocks": 1},
+        translate={"tile": (512, 512), **translate},
+    )
+    return translator(settings)
+
+
+def test_a_slice_of_a_stack_is_decided_by_its_neighbours_alone():
+    volume = trunk()
+    whole = stack_translator().translate(volume).hu
+    body = body_mask(canonical(volume))
+    altered = Volume(volume.hu.copy(), volume.affine)
+    altered.hu[5] += (np.arange(volume.shape[2]) % 7 * 10).astype(np.int16)
+    change = stack_translator().translate(altered).hu - altered.hu - (whole - volume.hu)
+    moved = {z for z in range(volume.shape[0]) if np.abs(change[z][body[z]]).max() > 1}
+    assert moved == {4, 5, 6}
+
+
+def test_stacks_in_tiles_give_what_the_whole_slice_gives_up_to_the_volumes_ends():
+    volume = trunk()
+    whole = stack_translator().translate(volume).hu.astype(int)
+    tiled = stack_translator(tile=(24, 24), overlap=0.25, batch=3).translate(volume).hu
+    body = body_mask(canonical(volume))
+    assert np.abs(whole - volume.hu)[body].mean() > 2
+    assert np.abs(tiled - whole)[body].max() <= 1
+
+
+@pytest.mark.parametrize("z", [0, 1, 6, -1])
+def test_a_slice_of_a_stack_that_is_shown_is_the_one_that_is_written(z):
+    volume = trunk()
+    chosen = stack_translator()
+    written = chosen.translate(volume).hu[z]
+    height = volume.affine[2, 3] + (z % volume.shape[0]) * GRID_MM[0]
+    view = chosen.slice(volume, height)
+    body = body_mask(canonical(volume))[z]
+    assert np.abs(view.translation - written)[body].max() <= 1
+
+
+def test_a_volume_of_fewer_slices_than_a_stack_is_continued_by_its_last():
+    volume = trunk()
+    thin = Volume(volume.hu[:2], volume.affine)
+    continued = Volume(np.concatenate([thin.hu, thin.hu[1:]]), volume.affine)
+    chosen = stack_translator()
+    body = body_mask(canonical(thin))
+    expected = chosen.slice(continued, volume.affine[2, 3]).translation
+    assert np.abs(chosen.translate(thin).hu[0] - expected)[body[0]].max() <= 1

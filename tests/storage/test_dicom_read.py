@@ -4,81 +4,29 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from pydicom.dataset import Dataset
+from make_series import COLUMNS, ROWS, SLICES, a_series, a_volume, edit, setting, stored_as
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     EnhancedCTImageStorage,
     ExplicitVRBigEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
-    JPEGLosslessSV1,
     JPEGLSLossless,
     RLELossless,
-    generate_uid,
 )
 
 from storage.dicom_read import read_series
-from storage.dicom_write import write_series
 from storage.errors import GeometryError, IngestError
-from storage.volume import Volume
-
-SLICES, ROWS, COLUMNS = 6, 36, 40
 
 
 @pytest.fixture
 def volume():
-    affine = np.eye(4)
-    affine[:3, :3] = np.eye(3)[:, ::-1] * [3.0, 0.75, 0.5]
-    affine[:3, 3] = (-30, -20, 100)
-    hu = np.random.default_rng(3).integers(-1000, 3000, (SLICES, ROWS, COLUMNS)).astype(np.int16)
-    return Volume(hu, affine)
+    return a_volume()
 
 
 @pytest.fixture
 def files(volume, tmp_path):
-    header = Dataset()
-    header.PatientName, header.PatientID = "A^B", "1"
-    header.SeriesInstanceUID, header.FrameOfReferenceUID = generate_uid(), generate_uid()
-    header.BodyPartExamined = "ABDOMEN"
-    return write_series(volume, tmp_path / "series", header)
-
-
-def edit(file, change):
-    """Read the file, apply `change` to its dataset, write it as it then says."""
-    dataset = pydicom.dcmread(file)
-    change(dataset)
-    syntax = dataset.file_meta.TransferSyntaxUID
-    pydicom.dcmwrite(
-        file,
-        dataset,
-        implicit_vr=syntax.is_implicit_VR,
-        little_endian=syntax.is_little_endian,
-        force_encoding=True,
-    )
-
-
-def setting(**attributes):
-    def change(dataset):
-        for keyword, value in attributes.items():
-            if value is None:
-                del dataset[keyword]
-            else:
-                setattr(dataset, keyword, value)
-
-    return change
-
-
-def stored_as(dtype, slope=1, intercept=0, bits_stored=16):
-    """Store the slice's HU as another type with another rescale."""
-
-    def change(dataset):
-        pixels = (dataset.pixel_array - float(intercept)) / slope
-        dataset.PixelData = np.rint(pixels).astype(dtype).tobytes()
-        dataset.PixelRepresentation = int(np.issubdtype(dtype, np.signedinteger))
-        dataset.RescaleSlope, dataset.RescaleIntercept = slope, intercept
-        dataset.BitsStored, dataset.HighBit = bits_stored, bits_stored - 1
-
-    return change
+    return a_series(volume, tmp_path / "series")
 
 
 def test_slices_follow_their_positions_whatever_their_numbers_and_names(files, volume):
@@ -168,35 +116,6 @@ def test_hu_beyond_sixteen_bit_are_clipped(files):
     edit(files[2], setting(RescaleSlope=100))
     hu = read_series(files)[0].hu[2]
     assert (hu.min(), hu.max()) == (-32768, 32767)
-
-
-@pytest.mark.parametrize("bits_stored", [12, 16])
-@pytest.mark.parametrize("syntax", [JPEGLSLossless, JPEG2000Lossless, RLELossless, JPEGLosslessSV1])
-def test_compressed_pixels_are_decoded(files, volume, syntax, bits_stored):
-    for file in files:
-        edit(file, stored_as(np.uint16, intercept=-1024, bits_stored=bits_stored))
-        if syntax == JPEGLosslessSV1:
-            compress_by_gdcm(file)
-        else:
-            edit(file, lambda dataset: dataset.compress(syntax))
-        assert pydicom.dcmread(file).file_meta.TransferSyntaxUID == syntax
-    np.testing.assert_array_equal(read_series(files)[0].hu, volume.hu)
-
-
-def compress_by_gdcm(file):
-    gdcm = pytest.importorskip("gdcm")
-    reader = gdcm.ImageReader()
-    reader.SetFileName(str(file))
-    assert reader.Read()
-    change = gdcm.ImageChangeTransferSyntax()
-    change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGLosslessProcess14_1))
-    change.SetInput(reader.GetImage())
-    assert change.Change()
-    writer = gdcm.ImageWriter()
-    writer.SetFileName(str(file))
-    writer.SetFile(reader.GetFile())
-    writer.SetImage(change.GetOutput())
-    assert writer.Write()
 
 
 @pytest.mark.parametrize(

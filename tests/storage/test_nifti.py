@@ -1,6 +1,7 @@
 """NIfTI in and out, against SimpleITK (which uses LPS) and nibabel."""
 
 import gzip
+import tracemalloc
 
 import nibabel as nib
 import numpy as np
@@ -185,3 +186,65 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
         write_nifti(volume, tmp_path / "out.img")
     assert [p.name for p in tmp_path.iterdir()] == ["out.nii.gz"]
     assert (tmp_path / "out.nii.gz").read_bytes() == before
+
+
+HOSTILE = {
+    "dim of a terabyte": ({"dim": [3, 32767, 32767, 1024, 1, 1, 1, 1]}, "voxels; expected 1 to"),
+    "dim beyond the file": ({"dim": [3, 512, 512, 900, 1, 1, 1, 1]}, "ask for 471859552 bytes"),
+    "dim zero": ({"dim": [3, 7, 0, 5, 1, 1, 1, 1]}, "0 voxels"),
+    "dim negative": ({"dim": [3, 7, -6, -5, 1, 1, 1, 1]}, r"hostile\.nii"),
+    "vox_offset far away": ({"vox_offset": 1e9}, "vox_offset is 1000000000.0"),
+    "vox_offset not finite": ({"vox_offset": np.nan}, "vox_offset is nan"),
+    "vox_offset past the end": ({"vox_offset": 1e6}, r"hostile\.nii"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_a_header_that_asks_for_more_than_the_file_holds_is_refused_unread(tmp_path, suffix, case):
+    fields, message = HOSTILE[case]
+    image = nib.Nifti1Image(hu_xyz(), OBLIQUE)
+    image.header["vox_offset"] = 352
+    header = image.header.structarr.copy()
+    for name, value in fields.items():
+        header[name] = value
+    blob = header.tobytes() + bytes(4) + hu_xyz().tobytes("F")
+    path = tmp_path / f"hostile{suffix}"
+    path.write_bytes(gzip.compress(blob) if suffix.endswith("gz") else blob)
+    if case == "dim beyond the file" and suffix == ".nii.gz":
+        message = r"hostile\.nii\.gz"
+    tracemalloc.start()
+    with pytest.raises((GeometryError, IngestError), match=message):
+        read_nifti(path)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 26
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("length", [1 << 30, 7, -8])
+def test_an_extension_that_would_inflate_without_end_is_refused(tmp_path, length):
+    image = nib.Nifti1Image(hu_xyz(), OBLIQUE)
+    header = image.header.structarr.copy()
+    header["vox_offset"] = 4096
+    extension = length.to_bytes(4, "little", signed=True) + bytes(4)
+    with gzip.open(tmp_path / "bomb.nii.gz", "wb") as file:
+        file.write(header.tobytes() + b"\1\0\0\0" + extension)
+        for _ in range(64):
+            file.write(bytes(1 << 22))
+    tracemalloc.start()
+    with pytest.raises(IngestError, match=f"an extension has {length} bytes"):
+        read_nifti(tmp_path / "bomb.nii.gz")
+    assert tracemalloc.get_traced_memory()[1] < 1 << 25
+    tracemalloc.stop()
+
+
+def test_a_gzip_bomb_behind_a_small_volume_is_not_inflated(tmp_path):
+    plain = save(tmp_path / "scan.nii", hu_xyz()).read_bytes()
+    with gzip.open(tmp_path / "bomb.nii.gz", "wb", compresslevel=1) as file:
+        file.write(plain)
+        for _ in range(64):
+            file.write(bytes(1 << 22))
+    tracemalloc.start()
+    volume = read_nifti(tmp_path / "bomb.nii.gz")
+    assert tracemalloc.get_traced_memory()[1] < 1 << 25
+    tracemalloc.stop()
+    np.testing.assert_array_equal(volume.hu, hu_xyz().T)

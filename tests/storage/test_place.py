@@ -11,13 +11,13 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from s3_server import KEYS
 from tampering import delete, files, overwrite
-from writers import lock_and_replace, lock_for_ever, lock_once, read_or_refuse
+from writers import lock_and_replace, lock_for_ever, lock_once, locked_within, read_or_refuse
 
 import storage.s3
 from storage.errors import StoreCorrupt, StoreError, StoreMissing
@@ -187,6 +187,20 @@ class TestLocal:
         del place, read_all, threads, thread
         assert len(os.listdir("/proc/self/fd")) <= before
 
+    def test_an_open_file_that_is_deleted_or_replaced_is_noticed(self, tmp_path: Path) -> None:
+        place = Place.of(tmp_path / "place")
+        place.replace("a/f", b"first")
+        assert place.read_ranges("a/f", [0], [5]) == [b"first"]
+        place.replace("a/f", b"other")
+        assert place.read_ranges("a/f", [0], [5]) == [b"other"]
+        delete(place, "a/f")
+        with pytest.raises(StoreMissing, match=r"a/f: the file is missing"):
+            place.read_ranges("a/f", [0], [5])
+        (tmp_path / "private").write_bytes(b"private")
+        (tmp_path / "place/a/f").symlink_to(tmp_path / "private")
+        with pytest.raises(StoreCorrupt, match=r"a/f: this path leads out"):
+            place.read_ranges("a/f", [0], [5])
+
     def test_what_the_disk_refuses_leaves_the_old_file(self, tmp_path: Path) -> None:
         place = Place.of(tmp_path)
         place.replace("a/f", b"old")
@@ -259,7 +273,7 @@ class TestS3:
     def test_a_writer_that_slept_finds_its_lock_and_its_versions_gone(
         self, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(storage.s3, "LOCK_STALE_S", 1)
+        monkeypatch.setattr(storage.s3, "LOCK_STALE_S", 4)
         place = Place.of(f"{s3_bucket}/slept")
         version = place.replace("catalogue", b"empty")
         parent, child = SPAWN.Pipe()
@@ -318,21 +332,6 @@ class TestS3:
             place = Place.of("s3://cohort/x")
             with pytest.raises(StoreError, match="ignores conditional writes"), place.locked():
                 pass
-
-
-@contextmanager
-def locked_within(place: Place, seconds: float) -> Iterator[None]:
-    """The lock as soon as it is free."""
-    deadline = time.monotonic() + seconds
-    with ExitStack() as stack:
-        while True:
-            try:
-                stack.enter_context(place.locked())
-                break
-            except StoreError:
-                assert time.monotonic() < deadline, "the lock did not become free"
-                time.sleep(0.2)
-        yield
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -516,7 +517,8 @@ def test_a_hundred_thousand_volumes_are_sampled_from() -> None:
         ("frame_rule", [RULES[i % 7 % 2] for i in range(100_000)]),
     ):
         at = many.column_names.index(name)
-        many = many.set_column(at, many.schema.field(name), [values])
+        field = many.schema.field(name)
+        many = many.set_column(at, field, [pa.array(values, field.type)])
     sampler = PairSampler(Catalogue(many), seed=1, patch_shape=(8, 16, 16))
     drawn = [sampler.visit(n % 64, n // 64) for n in range(500)]
     patients = sampler.rows.column("patient")

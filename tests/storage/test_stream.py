@@ -278,6 +278,7 @@ def test_a_sampler_of_another_store_is_refused(store: Store, tmp_path: Path) -> 
 @dataclass(frozen=True)
 class Settings:
     patch: tuple[int, ...] = (8, 8)
+    slices: int = 1
     pairing: Any = "unpaired"
     jitter: int = 0
     balance: Any = "volumes"
@@ -289,6 +290,18 @@ class Settings:
     validation_fraction: float = 0.3
     memory_bytes: int = 2**30
     threads: int = 1
+
+
+@pytest.mark.parametrize(
+    ("patch", "slices", "shape"),
+    [((8, 8), 1, (1, 8, 8)), ((8, 8), 3, (3, 8, 8)), ((4, 8, 8), 1, (4, 8, 8))],
+)
+def test_patches_are_flat_stacks_of_slices_or_blocks(
+    store: Store, patch: tuple[int, ...], slices: int, shape: tuple[int, int, int]
+) -> None:
+    settings = Settings(patch=patch, slices=slices)
+    with open_stream(store, settings, seed=0, rank=0, world_size=1, global_batch=BATCH) as stream:
+        assert next(stream).hu1.shape == (BATCH, *shape)
 
 
 def test_a_configured_stream_leaves_out_the_patients_held_for_validation(store: Store) -> None:
