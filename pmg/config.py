@@ -9,7 +9,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from storage.errors import StoreError
+from storage.place import Place
 
 __all__ = [
     "Config",
@@ -47,9 +58,12 @@ class _Section(BaseModel):
 class DataConfig(_Section):
     """Which store, and how patches are drawn from it."""
 
-    store: Path | None = Field(None, description="folder of the Zarr store")
+    store: str | None = Field(None, description="the store: a folder or s3://bucket/prefix")
     patch: tuple[Count, ...] = Field(
         (64, 64), min_length=2, max_length=3, description="voxels: h, w for 2D or d, h, w for 3D"
+    )
+    slices: Count = Field(
+        1, description="2.5D: neighbouring slices in a 2D patch, its channels; odd; 1: plain 2D"
     )
     spacing_mm: tuple[Positive, Positive, Positive] | None = Field(
         None, description="z, y, x of the store's grid; filled in by training"
@@ -57,7 +71,27 @@ class DataConfig(_Section):
     pairing: Literal["unpaired", "same_patient"] = Field(
         "unpaired", description="co-located patches of different patients, or of one in two phases"
     )
+    balance: Literal["volumes", "patients"] = Field(
+        "volumes", description="what is drawn evenly; patients: many volumes of one weigh as one"
+    )
     jitter: NonNegative = Field(0, description="voxels the second patch may be displaced by")
+    body_fraction: Fraction = Field(
+        1.0, description="share of the patches that are centred in both bodies"
+    )
+    mask_fraction: Fraction = Field(
+        0.0, description="share of the patches that are centred in a masked cell, such as calcium"
+    )
+    pool: Count | None = Field(
+        None,
+        description="visits open at once over all workers, rounded up to whole batches; "
+        "none: four batches",
+    )
+    patches_per_visit: Count = Field(
+        16, description="patches taken from each part of a volume that is read; more read less"
+    )
+    amplification: Annotated[float, Field(ge=0.1, le=100)] = Field(
+        2.0, description="voxels decoded for each one delivered; more spread a visit's patches"
+    )
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="share of the patients that no training step sees"
     )
@@ -72,6 +106,24 @@ class DataConfig(_Section):
         150.0, description="HU round the centre that are mapped nearly linearly"
     )
 
+    @field_validator("store", mode="before")
+    @classmethod
+    def _is_a_place(cls, value: object) -> object:
+        if not isinstance(value, str | Path):
+            return value
+        try:
+            return str(Place.of(value))
+        except StoreError as error:  # which does not show the address: it may hold keys
+            raise PydanticCustomError("store", "{message}", {"message": str(error)}) from error
+
+    @model_validator(mode="after")
+    def _slices_have_a_middle(self) -> DataConfig:
+        if self.slices % 2 == 0:
+            raise ValueError(f"slices {self.slices} must be odd: the middle one is translated")
+        if self.slices > 1 and len(self.patch) == 3:
+            raise ValueError(f"slices {self.slices} needs a 2D patch, not {list(self.patch)}")
+        return self
+
     @model_validator(mode="after")
     def _window_is_a_range(self) -> DataConfig:
         if self.low_hu >= self.high_hu:
@@ -82,6 +134,9 @@ class DataConfig(_Section):
 class ModelConfig(_Section):
     """Both VAEs: encoders E1, E2 and generators G1, G2."""
 
+    architecture: Literal["pmg", "unit"] = Field(
+        "pmg", description="networks of E, G and D: of pmg.networks, or those of UNIT's code"
+    )
     width: Count = Field(64, description="channels at full resolution")
     downsamplings: Annotated[int, Field(ge=1, le=5)] = Field(
         2, description="halvings to the latent"
@@ -112,6 +167,22 @@ class ModelConfig(_Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _unit_is_as_published(self) -> ModelConfig:
+        published = {
+            "latent_channels": self.width * 2**self.downsamplings,  # the last block's
+            "norm": "instance",
+            "posterior": "unit",
+            "skip": False,
+            "position": False,
+        }
+        for name, value in published.items():
+            if self.architecture == "unit" and getattr(self, name) != value:
+                raise ValueError(
+                    f"{name} {getattr(self, name)} must be {value} in architecture unit"
+                )
+        return self
+
 
 class DiscriminatorConfig(_Section):
     """The multi-scale discriminators D1, D2."""
@@ -119,6 +190,9 @@ class DiscriminatorConfig(_Section):
     width: Count = Field(64, description="channels of the first layer")
     layers: Annotated[int, Field(ge=1, le=6)] = Field(4, description="stride-2 layers per scale")
     scales: Annotated[int, Field(ge=1, le=4)] = Field(3, description="resolutions looked at")
+    spectral_norm: bool = Field(
+        False, description="divide every layer's weights by their largest singular value"
+    )
 
 
 class PriorConfig(_Section):
@@ -161,6 +235,23 @@ class LossConfig(_Section):
         0.0,
         description="weight of the HU that translation changes: contrast agent alters few tissues; "
         "0 in the paper",
+    )
+    lambda_gradient: Weight = Field(
+        0.0,
+        description="weight of the changes of differences between neighbouring voxels, which "
+        "smooth changes of contrast hardly touch; 0 in the paper",
+    )
+    calcium_weight: Annotated[float, Field(ge=1)] = Field(
+        1.0, description="what a voxel above calcium_hu counts in the likelihood; 1 in the paper"
+    )
+    calcium_hu: float = Field(
+        130.0, description="calcium by HU; with contrast agent also vessels and bone lie above"
+    )
+    r1: Weight = Field(
+        0.0, description="weight of the squared gradient of D at real patches; 0: none"
+    )
+    r1_every: Count = Field(
+        16, description="steps between R1's, which then count as often (StyleGAN2)"
     )
     cycle_kl_weight: Literal["lambda3", "lambda4"] = Field(
         "lambda3",
@@ -224,11 +315,18 @@ class LaunchConfig(_Section):
 class TranslateConfig(_Section):
     """Tiles of whole-volume translation."""
 
-    tile: tuple[Count, ...] = Field((128, 128), min_length=2, max_length=3)
+    tile: tuple[Count, ...] = Field(
+        (512, 512), min_length=2, max_length=3, description="voxels that one pass gives"
+    )
+    margin: NonNegative | None = Field(
+        None,
+        description="voxels around a tile that the network sees too; none: as far as it sees, "
+        "whereby tiles of any size give the same",
+    )
     overlap: Fraction = Field(
         0.25, description="share of a tile that is blended with its neighbour"
     )
-    batch: Count = 8
+    batch: Count = Field(4, description="tiles at once")
 
 
 class Config(_Section):
@@ -264,6 +362,12 @@ class Config(_Section):
             )
         if len(self.data.patch) != len(self.translate.tile):
             raise ValueError("data.patch and translate.tile must both be 2D or both 3D")
+        if self.loss.r1 and self.launch.zero_stage == 3:
+            # DeepSpeed 0.19 has let the shards go when the penalty's gradient asks for them.
+            raise ValueError(
+                f"loss.r1 {self.loss.r1} needs launch.zero_stage 0, 1 or 2: stage 3 can't take "
+                f"the gradient of a gradient"
+            )
         if self.train.batch % self.launch.workers:
             raise ValueError(
                 f"train.batch {self.train.batch} must be a multiple of "
@@ -287,6 +391,8 @@ def load_config(
     source: Path | str | None = None, overrides: Sequence[str] = (), **sections: Mapping[str, Any]
 ) -> Config:
     """The tree from a preset's name or a YAML file, then `section.field=value` overrides.
+
+    A file with `preset: NAME` is laid over that preset.
 
     Raises ConfigError naming the field, its value and what would be right.
     """
@@ -325,7 +431,16 @@ def _read_tree(source: Path | str | None) -> dict[str, Any]:
         raise ConfigError(
             f"config {source}: expected sections of settings, got {type(tree).__name__}"
         )
-    return {name: {} if section is None else section for name, section in tree.items()}
+    tree = {name: {} if section is None else section for name, section in tree.items()}
+    return _over_preset(tree) if "preset" in tree else tree
+
+
+def _over_preset(tree: dict[str, Any]) -> dict[str, Any]:
+    name = tree.pop("preset")
+    if name not in preset_names():
+        raise ConfigError(f"config preset: {name!r} is none of {', '.join(preset_names())}")
+    base = _read_tree(name)
+    return base | {section: base.get(section, {}) | _section(tree, section) for section in tree}
 
 
 def _section(tree: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -352,6 +467,8 @@ def _explain(error: Any) -> str:
         hint = f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(known)}"
         return f"config {name}: unknown field; {hint}"
     message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "store":
+        return f"config {name}: {message}"
     shown = error["input"]
     if isinstance(shown, Mapping | BaseModel):
         return f"config {name}: {message}" if location else f"config {message}"

@@ -14,38 +14,46 @@ __all__ = ["CosineSkip"]
 
 class CosineSkip(nn.Module):
     """A fixed linear path from patch to latent and back: the orthonormal cosine transform (DCT-II)
-    of every block of stride voxels along each axis, its lowest C frequencies.
+    of every block of stride voxels along each axis and of all N slices of a 2.5D patch, its lowest
+    C frequencies.
 
-    With C = stride^dims it loses nothing: then G_i(E_i(x)) starts as x, translation starts as the
+    With C = N stride^dims it loses nothing: then G_i(E_i(x)) starts as x, translation starts as the
     identity, and only what differs between the domains has to be learned. z stays the only way
     from x to its translation.
     """
 
-    def __init__(self, channels: int, stride: int, dims: int) -> None:
+    def __init__(self, channels: int, stride: int, dims: int, slices: int = 1) -> None:
         super().__init__()
         self._conv = {2: F.conv2d, 3: F.conv3d}[dims]
         self._transposed = {2: F.conv_transpose2d, 3: F.conv_transpose3d}[dims]
         self._stride = stride
-        n = torch.arange(stride, dtype=torch.float64)
-        waves = torch.cos(math.pi / stride * (n[None] + 0.5) * n[:, None])  # [frequency, voxel]
-        waves = waves / waves.norm(dim=1, keepdim=True)
-        frequencies = sorted(product(range(stride), repeat=dims), key=lambda f: (sum(f), f))
+        extents = (slices, *[stride] * dims)
+        waves = [_waves(n) for n in extents]
+        frequencies = sorted(product(*map(range, extents)), key=lambda f: (sum(f), f))
         kernels = []
         for frequency in frequencies[:channels]:
             kernel = torch.ones((), dtype=torch.float64)
-            for f in frequency:
-                kernel = kernel.unsqueeze(-1) * waves[f]
+            for f, wave in zip(frequency, waves, strict=True):
+                kernel = kernel.unsqueeze(-1) * wave[f]
             kernels.append(kernel)
         # Channels beyond the frequencies are the networks' own.
-        basis = torch.zeros(channels, 1, *[stride] * dims, dtype=torch.float64)
-        basis[: len(kernels), 0] = torch.stack(kernels)
+        basis = torch.zeros(channels, *extents, dtype=torch.float64)
+        basis[: len(kernels)] = torch.stack(kernels)
         self.basis: Tensor
         self.register_buffer("basis", basis.float(), persistent=False)
 
     def analyse(self, x: Tensor) -> Tensor:
-        """[B, 1, *S] -> [B, C, *(S / stride)]."""
+        """[B, N, *S] -> [B, C, *(S / stride)]."""
         return self._conv(x, self.basis, stride=self._stride)
 
     def synthesise(self, z: Tensor) -> Tensor:
-        """[B, C, *s] -> [B, 1, *(s stride)]: the transpose, which is the inverse."""
+        """[B, C, *s] -> [B, N, *(s stride)]: the transpose, which is the inverse."""
         return self._transposed(z, self.basis, stride=self._stride)
+
+
+def _waves(n: int) -> Tensor:
+    """Orthonormal cosine waves: [frequency, voxel], float64."""
+    i = torch.arange(n, dtype=torch.float64)
+    waves = torch.cos(math.pi / n * (i[None] + 0.5) * i[:, None])
+    norms: Tensor = waves.norm(dim=1, keepdim=True)
+    return waves / norms

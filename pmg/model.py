@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
-from pmg.networks import (
-    Discriminator,
-    Encoder,
-    EncoderTail,
-    Generator,
-    GeneratorHead,
-    Posterior,
-)
+from pmg import networks, unit_networks
+from pmg.networks import Posterior
 from pmg.prior import MixturePrior
 from pmg.where import Where
 
@@ -30,6 +26,35 @@ Domain = Literal[1, 2]
 def other(domain: Domain) -> Domain:
     """j for i, i for j."""
     return 2 if domain == 1 else 1
+
+
+@dataclass(frozen=True)
+class _Networks:
+    """The parts of one architecture. Tail and head may be shared by both domains."""
+
+    encoder: Callable[..., nn.Module]
+    tail: Callable[..., nn.Module]
+    head: Callable[..., nn.Module]
+    generator: Callable[..., nn.Module]
+    discriminator: Callable[..., nn.Module]
+
+
+_NETWORKS = {
+    "pmg": _Networks(
+        networks.Encoder,
+        networks.EncoderTail,
+        networks.GeneratorHead,
+        networks.Generator,
+        networks.Discriminator,
+    ),
+    "unit": _Networks(
+        unit_networks.Encoder,
+        unit_networks.EncoderTail,
+        unit_networks.GeneratorHead,
+        unit_networks.Generator,
+        unit_networks.Discriminator,
+    ),
+}
 
 
 class _Callable(nn.Module):
@@ -48,10 +73,12 @@ class Translator(_Callable):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        model, dims = config.model, len(config.data.patch)
-        tail, head = EncoderTail(model, dims), GeneratorHead(model, dims)
+        model, dims, slices = config.model, len(config.data.patch), config.data.slices
+        nets = _NETWORKS[model.architecture]
+        tail, head = nets.tail(model, dims), nets.head(model, dims)
         shared = model.shared_blocks > 0
-        encoder, generator = Encoder(model, dims, tail), Generator(model, dims, head)
+        encoder = nets.encoder(model, dims, slices, tail)
+        generator = nets.generator(model, dims, slices, head)
         # Both domains start from the same weights: translation starts as reconstruction, so that
         # fine structure is there from the first step and only what differs has to be learned.
         self.encoders = nn.ModuleList([encoder, copy.deepcopy(encoder)])
@@ -68,15 +95,16 @@ class Translator(_Callable):
             learned=prior.learned,
         )
         self.stride = 2**model.downsamplings
+        self.slices = slices
 
     def encode(self, domain: Domain, x: Tensor, where: Where) -> Posterior:
-        """q_i(z given x): x [B, 1, *S] in [-1, 1] -> mean and log_var [B, C, *s]."""
+        """q_i(z given x): x [B, N, *S] in [-1, 1] -> mean and log_var [B, C, *s]."""
         blocks = [n // self.stride for n in x.shape[2:]]
         posterior: Posterior = self.encoders[domain - 1](x, where.features(blocks, self.stride))
         return posterior
 
     def decode(self, domain: Domain, z: Tensor, where: Where) -> Tensor:
-        """G_i(z): z [B, C, *s] -> [B, 1, *S], nominally in [-1, 1]."""
+        """G_i(z): z [B, C, *s] -> [B, N, *S], nominally in [-1, 1]."""
         features = where.features(z.shape[2:], self.stride)
         x: Tensor = self.generators[domain - 1](z, features)
         return x
@@ -92,10 +120,18 @@ class Critic(_Callable):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        dims, position = len(config.data.patch), config.model.position
+        dims, slices = len(config.data.patch), config.data.slices
+        discriminator = _NETWORKS[config.model.architecture].discriminator
         self.discriminators = nn.ModuleList(
-            [Discriminator(config.discriminator, dims, position=position) for _ in range(2)]
+            [
+                discriminator(config.discriminator, dims, slices, position=config.model.position)
+                for _ in range(2)
+            ]
         )
+        if config.discriminator.spectral_norm:  # Miyato et al. 2018
+            for layer in list(self.modules()):
+                if isinstance(layer, nn.Conv2d | nn.Conv3d):
+                    spectral_norm(layer)
 
     def scores(self, domain: Domain, x: Tensor, where: Where) -> list[Tensor]:
         """D_i(x), one map [B, 1, ...] per scale."""

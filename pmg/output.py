@@ -8,8 +8,10 @@ from typing import Literal
 
 from pydicom.dataset import Dataset
 
+from storage.deidentify import deidentified, state_deidentified
 from storage.dicom_write import derived_headers, write_series
 from storage.nifti import write_nifti
+from storage.pseudonym import Pseudonyms
 from storage.series import Source
 from storage.volume import Volume
 
@@ -19,15 +21,23 @@ Format = Literal["dicom", "nifti"]
 
 
 def write_translation(
-    translated: Volume, source: Source, headers: Sequence[Dataset], folder: Path, description: str
+    translated: Volume,
+    source: Source,
+    headers: Sequence[Dataset],
+    folder: Path,
+    description: str,
+    names: Pseudonyms | None,
 ) -> list[Path]:
     """Write `folder/dicom`, a derived series, where the source is DICOM, and `folder/image.nii.gz`.
 
-    The NIfTI has the source's affine exactly. Raises FileExistsError if the series is there.
+    names: the key under which the source's headers are de-identified; None keeps its identity. The
+    NIfTI has the source's affine exactly and no words. Raises FileExistsError if the series is
+    there, IngestError if it says that its pixels show text and should be de-identified.
     """
     written = []
     if source.kind == "dicom":
         target = folder / "dicom"
+        headers = headers if names is None else deidentified(headers, names)
         write_series(translated, target, derived_headers(headers, series_description=description))
         written.append(target)
     nifti = folder / "image.nii.gz"
@@ -45,8 +55,7 @@ def write_stored(volume: Volume, folder: Path, form: Format, patient: str, name:
         return path
     header = Dataset()
     header.PatientID = header.PatientName = patient
-    header.PatientIdentityRemoved = "YES"
-    header.DeidentificationMethod = "pmg ingest: HU and geometry only, keyed pseudonyms"
+    state_deidentified(header)
     header.Modality = "CT"
     header.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
     header.SeriesDescription = name

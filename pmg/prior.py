@@ -17,11 +17,13 @@ __all__ = [
     "KL_ESTIMATORS",
     "Mixture",
     "MixturePrior",
+    "active_channels",
     "effective_components",
     "kl_bound",
     "kl_min",
     "kl_monte_carlo",
     "kl_vade",
+    "mean_responsibilities",
     "responsibilities",
 ]
 
@@ -42,10 +44,10 @@ class Mixture:
 
     def log_joint(self, z: Tensor) -> Tensor:
         """log pi_k + log N(z; mu_k, sigma_k^2): [B, K, *S]."""
-        mean, log_var = _over_positions(self, z)
-        squared = (z.to(mean.dtype).unsqueeze(1) - mean).square() * torch.exp(-log_var)
-        log_normal = -0.5 * (squared + log_var + _LOG_2PI).sum(dim=2)
-        return _over_components(self.log_weights, z) + log_normal
+        distance = self._squared_distance(z, second_moment=z.double().square())
+        constant = (self.log_var.double() + _LOG_2PI).sum(dim=1)
+        log_normal = -0.5 * (distance + _over_components(constant, z))
+        return _over_components(self.log_weights, z) + log_normal.to(self.mean.dtype)
 
     def kl_to_components(self, mean: Tensor, log_var: Tensor) -> Tensor:
         """KL(q, N_k) of a diagonal Gaussian to each component, in nats.
@@ -54,11 +56,25 @@ class Mixture:
 
         mean, log_var: [B, C, *S]. Returns [B, K, *S].
         """
-        component_mean, component_log_var = _over_positions(self, mean)
-        log_ratio = log_var.to(component_mean.dtype).unsqueeze(1) - component_log_var
-        squared = (mean.to(component_mean.dtype).unsqueeze(1) - component_mean).square()
-        terms = torch.exp(log_ratio) + squared * torch.exp(-component_log_var) - 1 - log_ratio
-        return 0.5 * terms.sum(dim=2)
+        log_var = log_var.double()
+        distance = self._squared_distance(mean, mean.double().square() + torch.exp(log_var))
+        own = (log_var + 1).sum(dim=1, keepdim=True)
+        constant = _over_components(self.log_var.double().sum(dim=1), mean)
+        return (0.5 * (distance + constant - own)).to(self.mean.dtype)
+
+    def _squared_distance(self, mean: Tensor, second_moment: Tensor) -> Tensor:
+        """E sum_c (z_c - mu_kc)^2 / sigma_kc^2 of a z with these moments [B, C, *S]: [B, K, *S].
+
+        The square is expanded into products of matrices, so that nothing of the size
+        B K C S ever exists: 5 GiB of them per KL at K = C = 64 and 64 x 64 positions. In float64,
+        since in float32 the expanded terms cancel to errors of nats where sigma is small.
+        """
+        centre, precision = self.mean.double(), torch.exp(-self.log_var.double())
+        factors = torch.cat([precision, -2 * centre * precision], dim=1)  # [K, 2C]
+        moments = torch.cat([second_moment, mean.double()], dim=1)
+        distance = factors @ moments.reshape(len(mean), factors.shape[1], -1)  # [B, K, N]
+        distance = distance.view(len(mean), -1, *mean.shape[2:])
+        return distance + _over_components((centre.square() * precision).sum(dim=1), mean)
 
 
 class MixturePrior(nn.Module):
@@ -189,13 +205,27 @@ def responsibilities(mean: Tensor, log_var: Tensor, prior: Mixture) -> Tensor:
     return torch.softmax(scores, dim=1)
 
 
-def effective_components(shares: Tensor) -> Tensor:
+def mean_responsibilities(shares: Tensor) -> Tensor:
+    """What share of all positions each component explains. shares: [B, K, *S]. Returns [K]."""
+    return shares.movedim(1, -1).flatten(0, -2).mean(dim=0)
+
+
+def effective_components(mean_share: Tensor) -> Tensor:
     """exp(entropy of the mean responsibilities): 1 for a collapsed mixture, K for a balanced one.
 
-    shares: [B, K, *S]. Returns a scalar.
+    mean_share: [K]. Returns a scalar.
     """
-    mean_share = shares.movedim(1, -1).flatten(0, -2).mean(dim=0)
     return torch.exp(torch.special.entr(mean_share).sum())
+
+
+def active_channels(mean: Tensor, threshold: float = 0.01) -> Tensor:
+    """Share of the latent channels that tell positions apart: 0 where the posterior has collapsed.
+
+    A channel is active if the variance of its posterior mean over all positions is above the
+    threshold (Burda et al. 2016, section 5.2). mean: [B, C, *S]. Returns a scalar.
+    """
+    variance = mean.float().movedim(1, -1).flatten(0, -2).var(dim=0, correction=0)
+    return (variance > threshold).float().mean()
 
 
 def _raised(log_value: Tensor, floor: float) -> Tensor:
@@ -207,9 +237,3 @@ def _raised(log_value: Tensor, floor: float) -> Tensor:
 def _over_components(log_weights: Tensor, like: Tensor) -> Tensor:
     """[K] -> [1, K, 1, ...] beside a [B, C, *S] tensor."""
     return log_weights.view(1, -1, *[1] * (like.dim() - 2))
-
-
-def _over_positions(prior: Mixture, like: Tensor) -> tuple[Tensor, Tensor]:
-    """mean and log_var as [1, K, C, 1, ...] beside a [B, C, *S] tensor."""
-    shape = (1, *prior.mean.shape, *[1] * (like.dim() - 2))
-    return prior.mean.view(shape), prior.log_var.view(shape)

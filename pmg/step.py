@@ -15,10 +15,25 @@ import torch
 from torch import Tensor
 
 from pmg.engine import Engine, learning_rate_factor
-from pmg.losses import ADVERSARIAL, LIKELIHOODS, change, free_bits
+from pmg.losses import (
+    ADVERSARIAL,
+    LIKELIHOODS,
+    calcium_weight,
+    change,
+    free_bits,
+    gradient_change,
+    gradient_penalty,
+)
 from pmg.model import Critic, Domain, Translator, other
 from pmg.networks import Posterior
-from pmg.prior import KL_ESTIMATORS, Mixture, effective_components, responsibilities
+from pmg.prior import (
+    KL_ESTIMATORS,
+    Mixture,
+    active_channels,
+    effective_components,
+    mean_responsibilities,
+    responsibilities,
+)
 from pmg.where import Where
 from pmg.window import Window, window_of
 
@@ -32,7 +47,7 @@ _DOMAINS: tuple[Domain, Domain] = (1, 2)
 
 @dataclass(frozen=True)
 class Pair:
-    """A batch of co-located patches: x_i [B, 1, *S] in [-1, 1], their places, and noise.
+    """A batch of co-located patches: x_i [B, N, *S] in [-1, 1], their places, and noise.
 
     noise: [4, B, C, *s], standard normal, for samples of q_1, q_2 and their cycles' posteriors.
     """
@@ -67,7 +82,8 @@ def generator_loss(
     CC_i  = lambda3 KL(q_i(z given x_i), p) + lambda3 KL(q_j(z given x_i->j), p)
             + lambda4 E[-log p_Gi(x_i given z ~ q_j(x_i->j))]
 
-    With lambda_change also the HU that translation changes, which the paper does not have.
+    With lambda_change also the HU that translation changes, with lambda_gradient the differences
+    of neighbours that it changes; the paper has neither.
 
     kl_scale: 0 to 1, the KL warm-up. `translated[i]` is x_j->i, at the place of x_j.
     """
@@ -99,13 +115,21 @@ def generator_loss(
         q_cycle = model.encode(j, x_cross[j], where[i])  # q_j(z given x_i->j)
         x_cycle = model.decode(i, q_cycle.sample(pair.noise[i + 1]), where[i])
         kl_i = kl(q[i])
+        counts = calcium_weight(x[i], window, loss.calcium_hu, loss.calcium_weight)
         add(f"vae{i}.kl", kl_scale * loss.lambda_kl, kl_i)
-        add(f"vae{i}.reconstruction", loss.lambda_reconstruction, likelihood(x_self[i], x[i]))
+        add(
+            f"vae{i}.reconstruction",
+            loss.lambda_reconstruction,
+            likelihood(x_self[i], x[i], counts),
+        )
         add(f"cycle{i}.kl", kl_scale * loss.lambda_cycle_kl, kl_i)
         add(f"cycle{i}.kl_translated", kl_scale * lambda_translated, kl(q_cycle))
-        add(f"cycle{i}.reconstruction", loss.lambda_cycle, likelihood(x_cycle, x[i]))
+        add(f"cycle{i}.reconstruction", loss.lambda_cycle, likelihood(x_cycle, x[i], counts))
         if loss.lambda_change:
             add(f"change{i}", loss.lambda_change, change(x_cross[j], x[i], window))
+        if loss.lambda_gradient:
+            changed = gradient_change(x_cross[j], x[i], window)
+            add(f"gradient{i}", loss.lambda_gradient, changed)
         scores = critic.scores(i, x_cross[i], where[j])
         add(f"gan{i}.generator", loss.lambda_gan, adversarial.generator(scores))
 
@@ -114,16 +138,26 @@ def generator_loss(
 
 
 def discriminator_loss(
-    critic: Critic, pair: Pair, translated: dict[Domain, Tensor], loss: LossConfig
+    critic: Critic, pair: Pair, translated: dict[Domain, Tensor], loss: LossConfig, step: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """D's side of GAN_1 and GAN_2 on real x_i and translated G_i(z_j), which carry no gradient."""
+    """D's side of GAN_1 and GAN_2 on real x_i and translated G_i(z_j), which carry no gradient.
+
+    With r1 also the penalty on D's gradient at x_i: seldom, and then as heavy as those left out.
+    """
     adversarial = ADVERSARIAL[loss.adversarial]
-    terms = {}
+    terms, penalties = {}, {}
+    penalised = loss.r1 > 0 and step % loss.r1_every == 0
     for i in _DOMAINS:
-        real = critic.scores(i, pair.x[i], pair.where[i])
+        x = pair.x[i].detach().requires_grad_(penalised)
+        real = critic.scores(i, x, pair.where[i])
         fake = critic.scores(i, translated[i].detach(), pair.where[other(i)])
         terms[f"gan{i}.discriminator"] = adversarial.discriminator(real, fake)
-    return loss.lambda_gan * torch.stack(list(terms.values())).sum(), terms
+        if penalised:
+            penalties[f"gan{i}.r1"] = loss.r1_every * loss.r1 * gradient_penalty(real, x)
+        elif loss.r1:
+            penalties[f"gan{i}.r1"] = torch.zeros_like(terms[f"gan{i}.discriminator"])
+    total = loss.lambda_gan * torch.stack(list(terms.values())).sum()
+    return sum(penalties.values(), total), terms | penalties
 
 
 def train_step(
@@ -145,19 +179,25 @@ def train_step(
     translator.update(forward.loss, config.optim.lr * factor)
     critic.module.requires_grad_(True)
 
-    loss, terms = critic.run(discriminator_loss, pair, forward.translated, config.loss)
+    loss, terms = critic.run(discriminator_loss, pair, forward.translated, config.loss, step)
     critic.update(loss, config.optim.lr_discriminator * factor)
 
-    shares = translator.run(_responsibilities, forward.posterior)
-    measured = forward.terms | terms
-    measured |= {"total": forward.loss, "prior.effective_components": effective_components(shares)}
+    measured = forward.terms | terms | translator.run(_latent_health, forward.posterior)
+    measured["total"] = forward.loss
     return {name: value.detach() for name, value in measured.items()}
 
 
 @torch.no_grad()
-def _responsibilities(model: Translator, q: dict[Domain, Posterior]) -> Tensor:
+def _latent_health(model: Translator, q: dict[Domain, Posterior]) -> dict[str, Tensor]:
+    """What shows a collapse: of the mixture to few components, of the posterior to few channels."""
     prior = model.prior.mixture()
-    return torch.cat([responsibilities(q[i].mean, q[i].log_var, prior) for i in _DOMAINS])
+    shares = [responsibilities(q[i].mean, q[i].log_var, prior) for i in _DOMAINS]
+    mean_share = mean_responsibilities(torch.cat(shares))
+    health = {f"prior.responsibility{k}": share for k, share in enumerate(mean_share, 1)}
+    return health | {
+        "prior.effective_components": effective_components(mean_share),
+        "latent.active_channels": active_channels(torch.cat([q[i].mean for i in _DOMAINS])),
+    }
 
 
 def _mean_kl(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,19 +12,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pmg.config import Config
-from pmg.model import Domain, Translator
+from pmg.model import Domain, Translator, other
 from pmg.prior import responsibilities
-from pmg.tiles import Progress, blend
+from pmg.reach import reach
+from pmg.tiles import Progress, Tiling, blended_slices, continued
 from pmg.weights import load_translator
 from pmg.where import Where
 from pmg.window import window_of
 from storage.body import body_mask, frame_origin
-from storage.grid import canonical, resample, resample_like
+from storage.grid import canonical, reorder_like, resample, resample_like, same_grid
 from storage.volume import Volume
 
 __all__ = ["GridSlice", "VolumeTranslator"]
 
 _LOW_HU = -1024
+_SLICES = 64  # at a time from the model's grid to the source's
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class VolumeTranslator:
         self._flat = len(config.translate.tile) == 2
         self._device = device
         self._window = window_of(config.data)
+        self._reach = reach(model, source, len(config.translate.tile))
 
     @classmethod
     def open(cls, model: Path, source: int, device: str = "auto") -> VolumeTranslator:
@@ -65,83 +69,132 @@ class VolumeTranslator:
     def config(self) -> Config:
         return self._config
 
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Of the model's grid, z, y, x."""
+        return self._spacing_mm
+
+    def reversed(self) -> VolumeTranslator:
+        """The same model in the other direction."""
+        return VolumeTranslator(self._model, self._config, other(self._source), self._device)
+
     def translate(self, volume: Volume, progress: Progress | None = None) -> Volume:
         """The volume in the other domain, on its own grid, int16 HU.
 
         What the model changes is computed on the model's grid and added to the source. Detail finer
         than that grid is thereby kept as it is, and so is all that lies outside the body.
         """
-        grid = self._on_grid(volume)
-        target = self._translate_grid(grid, progress)
-        seen = np.clip(grid.hu, self._window.low_hu, self._window.high_hu)  # metal may lie above
-        change = np.where(body_mask(grid), target - seen.astype(np.float32), 0)
-        own = resample_like(Volume(change.astype(np.float32), grid.affine), volume, fill=0.0)
-        hu = np.clip(np.rint(volume.hu + own.hu), _LOW_HU, np.iinfo(np.int16).max)
-        return Volume(hu.astype(np.int16), volume.affine)
+        grid = self.on_grid(volume)
+        change = Volume(np.zeros(grid.shape, np.float32), grid.affine)
+        body = body_mask(grid)
+        for z, target in enumerate(self._translated_slices(grid, body, progress)):
+            seen = np.clip(grid.hu[z], self._window.low_hu, self._window.high_hu)  # not of metal
+            change.hu[z] = np.where(body[z], target - seen.astype(np.float32), 0)
+        hu = np.empty(volume.shape, np.int16)
+        for part, own in _parts_like(change, volume):
+            changed = np.rint(volume.hu[part] + own)
+            hu[part] = np.clip(changed, _LOW_HU, np.iinfo(np.int16).max)
+        return Volume(hu, volume.affine)
 
     def slice(self, volume: Volume, z_mm: float, truth: Volume | None = None) -> GridSlice:
         """What the model sees and makes of the axial slice at z_mm (LPS), nearest in the volume."""
-        grid = self._on_grid(volume)
+        grid = self.on_grid(volume)
         z = round((z_mm - grid.affine[2, 3]) / self._spacing_mm[0])
         z = min(max(z, 0), grid.shape[0] - 1)
         stride = self._model.stride
-        rows, columns = (n // stride * stride for n in grid.shape[1:])
-        depth = 1 if self._flat else min(self._config.translate.tile[0], grid.shape[0])
-        first = min(max(z - depth // 2, 0), grid.shape[0] - depth)
-        part = (slice(first, first + depth), slice(rows), slice(columns))
-        hu = torch.as_tensor(grid.hu[part].astype(np.float32), device=self._device)
-        where = self._where(torch.tensor([[first, 0, 0]]), self._frame_start_mm(grid))
+        first, stop = self._seen_around(z, grid.shape[0])
+        hu = torch.as_tensor(grid.hu[first:stop].astype(np.float32), device=self._device)
+        start_mm = self._frame_start_mm(grid, body_mask(grid))
+        where = self._where(torch.tensor([[first, 0, 0]]), start_mm)
         with torch.inference_mode():
             x = self._window.to_unit(hu)[None]
-            x = x if self._flat else x[None]
+            x = continued(self._stacked(x) if self._flat else x[None], stride)
             translated, q = self._model.translate(self._source, x, where)
             shares = responsibilities(q.mean, q.log_var, self._model.prior.mixture())
-        target, tissue = self._window.to_hu(translated)[0, 0], shares.argmax(dim=1)[0]
+        target = self._window.to_hu(translated).flatten(0, -3)[z - first]
+        tissue = shares.argmax(dim=1)[0]
         if not self._flat:
-            target, tissue = target[z - first], tissue[(z - first) // stride]
+            tissue = tissue[(z - first) // stride]
         tissue = tissue.repeat_interleave(stride, 0).repeat_interleave(stride, 1)
+        rows, columns = (slice(n) for n in grid.shape[1:])
         return GridSlice(
-            grid.hu[z, :rows, :columns].astype(np.float32),
-            target.cpu().numpy(),
-            None
-            if truth is None
-            else self._on_grid(truth).hu[z, :rows, :columns].astype(np.float32),
-            tissue.cpu().numpy(),
+            grid.hu[z].astype(np.float32),
+            target[rows, columns].cpu().numpy(),
+            None if truth is None else self.on_grid(truth).hu[z].astype(np.float32),
+            tissue[rows, columns].cpu().numpy(),
         )
 
-    def _on_grid(self, volume: Volume) -> Volume:
+    def _seen_around(self, z: int, slices: int) -> tuple[int, int]:
+        """First and last + 1 of the slices that decide slice z, from a latent slice's first on."""
+        if self._flat:
+            stack = min(self._model.slices, slices)
+            first = min(max(z - stack // 2, 0), slices - stack)
+            return first, first + stack
+        stride = self._model.stride
+        first = max(z - self._reach, 0) // stride * stride
+        stop = -(-(z + self._reach + 1) // stride) * stride
+        return first, min(stop, slices)
+
+    def on_grid(self, volume: Volume) -> Volume:
+        """The volume on the grid that the model sees."""
         return resample(canonical(volume), self._spacing_mm)
 
-    def _frame_start_mm(self, grid: Volume) -> Tensor:
+    def _frame_start_mm(self, grid: Volume, body: NDArray[np.bool_]) -> Tensor:
         """Frame coordinates of the grid's first voxel."""
-        origin = frame_origin(grid, body_mask(grid)).index
+        origin = frame_origin(grid, body).index
         return -torch.tensor(origin) * torch.tensor(self._spacing_mm)
 
     def _where(self, starts: Tensor, start_mm: Tensor) -> Where:
         position = starts * torch.tensor(self._spacing_mm) + start_mm
-        return Where(position.float().to(self._device), self._spacing_mm)
+        first = Where(position.float().to(self._device), self._spacing_mm)
+        return first.middle(self._model.slices)
 
-    def _translate_grid(self, grid: Volume, progress: Progress | None) -> NDArray[np.float32]:
-        config = self._config.translate
-        start_mm = self._frame_start_mm(grid)
+    def _stacked(self, x: Tensor) -> Tensor:
+        """x [B, n, h, w], its last slice repeated where a volume has fewer than the model takes."""
+        missing = self._model.slices - x.shape[1]
+        return torch.cat([x, x[:, -1:].expand(-1, missing, -1, -1)], dim=1) if missing else x
+
+    def _translated_slices(
+        self, grid: Volume, body: NDArray[np.bool_], progress: Progress | None
+    ) -> Iterator[NDArray[np.float32]]:
+        """The grid's slices in the other domain, [Y, X] HU, one after another."""
+        start_mm = self._frame_start_mm(grid, body)
 
         def run(tiles: Tensor, starts: Tensor) -> Tensor:
             x = self._window.to_unit(tiles.to(self._device))
-            translated, _ = self._model.translate(
-                self._source, x.squeeze(2) if self._flat else x, self._where(starts, start_mm)
-            )
-            hu = self._window.to_hu(translated).cpu()
-            return hu.unsqueeze(2) if self._flat else hu
+            x = self._stacked(x.squeeze(1)) if self._flat else x
+            with torch.inference_mode():
+                translated, _ = self._model.translate(
+                    self._source, x, self._where(starts, start_mm)
+                )
+                hu = self._window.to_hu(translated).cpu()
+            return hu[:, None, : tiles.shape[2]] if self._flat else hu
 
-        stride = self._model.stride
-        with torch.inference_mode():
-            hu: NDArray[np.float32] = blend(
-                run,
-                torch.as_tensor(grid.hu.astype(np.float32)),
-                tile=(1, *config.tile) if self._flat else config.tile,
-                overlap=config.overlap,
-                batch=config.batch,
-                stride=(1, stride, stride) if self._flat else (stride,) * 3,
-                progress=progress,
-            ).numpy()
-        return hu
+        for hu in blended_slices(run, grid.hu, self._tiling(), progress):
+            yield hu.numpy()
+
+    def _tiling(self) -> Tiling:
+        config, stride = self._config.translate, self._model.stride
+        margin = self._reach if config.margin is None else config.margin
+        flat = (1,) if self._flat else ()
+        axes = len(config.tile)
+        # Of a 2.5D stack the middle slice counts, and at the volume's ends those before or after.
+        around = (self._model.slices // 2,) if self._flat else ()
+        return Tiling(
+            tile=(*flat, *config.tile),
+            margin=(*around, *(margin,) * axes),
+            stride=(*flat, *(stride,) * axes),
+            overlap=config.overlap,
+            batch=config.batch,
+        )
+
+
+def _parts_like(volume: Volume, reference: Volume) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    """The volume's values on the reference's grid, some slices of it at a time; 0 outside."""
+    moved = reorder_like(volume, reference)
+    step = reference.shape[0] if same_grid(moved, reference) else _SLICES
+    for first in range(0, reference.shape[0], step):
+        part = slice(first, first + step)
+        affine = reference.affine.copy()
+        affine[:3, 3] += affine[:3, 0] * first
+        yield part, resample_like(volume, Volume(reference.hu[part], affine), fill=0.0).hu

@@ -27,10 +27,16 @@ class Where:
     start_mm: Tensor
     spacing_mm: tuple[float, float, float]
 
+    def middle(self, slices: int) -> Where:
+        """Of the middle one of `slices` slices, where this is the first one's."""
+        offset = torch.zeros(3, device=self.start_mm.device)
+        offset[0] = (slices - 1) / 2 * self.spacing_mm[0]
+        return Where(self.start_mm + offset, self.spacing_mm)
+
     def features(self, blocks: Sequence[int], stride: int) -> Tensor:
         """Fourier features of the centres of `blocks` blocks of `stride` voxels along each axis.
 
-        Sine and cosine of z, y, x at 4 wavelengths; a 2D patch has one z for all its blocks.
+        Sine and cosine of z, y, x at 4 wavelengths; a flat patch has one z for all its blocks.
         Returns [B, 24, *blocks], float32.
         """
         flat = 3 - len(blocks)

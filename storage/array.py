@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import zarr
-from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.codecs import BloscCodec, Crc32cCodec, ShardingCodecIndexLocation
+from zarr.core.array import ShardsConfigParam
+from zarr.core.buffer import Buffer
+from zarr.storage import MemoryStore
 
-from storage.durable import sync_tree
-from storage.errors import IngestError, StoreCorrupt, StoreError
+from storage.errors import IngestError, StoreError
+from storage.layout import layout_of
+from storage.place import Place
 
-__all__ = ["as_int16", "content_digest", "open_array", "read_array", "write_array"]
+__all__ = ["Written", "as_int16", "content_digest", "write_array"]
 
-_CHUNK = (32, 64, 64)
-_SHARD_BYTES = 512 * 2**20  # a shard is encoded in memory as a whole
-
-# Zarr reads a chunk that is not there as the fill value, without an error. No stored voxel has
-# this value, so that a box with one in it is known to be damaged.
+# Zarr reads a chunk that is not there as the fill value, without an error, and does not write one
+# that holds nothing else. No stored voxel has this value.
 _MISSING_HU = -32768
+_PADDING_HU = -1024
+
+
+@dataclass(frozen=True)
+class Written:
+    """An array on its place: bytes of all its files, SHA-256 of its zarr.json."""
+
+    stored_bytes: int
+    metadata_digest: str
 
 
 def as_int16(hu: np.ndarray) -> np.ndarray:
@@ -46,77 +56,51 @@ def content_digest(hu: np.ndarray, affine: Sequence[float]) -> str:
 
 
 def write_array(
-    root: Path, array_path: str, hu: np.ndarray, attributes: Mapping[str, Any]
-) -> np.ndarray:
-    """Write int16 voxels to a new array, bring it to the disk, and return what reads back.
+    place: Place,
+    array_path: str,
+    hu: np.ndarray,
+    attributes: Mapping[str, Any],
+    origin: Sequence[int],
+) -> Written:
+    """Write int16 voxels to a new array: every file once, durably, zarr.json last.
 
-    Raises StoreError when the disk refuses; nothing of the array stays then.
+    They come behind the padding of `layout_of`: the volume is the array's end, not all of it.
+    origin: the voxel that is the origin of the body-centred frame.
+
+    Zarr encodes in memory and the place writes, since zarr's own store does not fsync. Raises
+    StoreError when the place refuses; nothing of the array stays then.
     """
-    folder = root / array_path
-    chunk = tuple(min(n, size) for n, size in zip(_CHUNK, hu.shape, strict=True))
+    layout = layout_of(hu.shape, origin)
+    padded = np.pad(hu, [(n, 0) for n in layout.lead], constant_values=_PADDING_HU)
+    encoded: dict[str, Buffer] = {}
+    array = zarr.create_array(
+        store=MemoryStore(encoded),
+        shape=padded.shape,
+        dtype="int16",
+        chunks=layout.chunk,
+        # The index first: a reader needs neither the file's size nor a second request for it.
+        shards=ShardsConfigParam(
+            shape=layout.shard, index_location=ShardingCodecIndexLocation.start
+        ),
+        # The checksum is of the compressed bytes: damaged blosc decodes to wrong HU silently.
+        compressors=[
+            BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle", typesize=2),
+            Crc32cCodec(),
+        ],
+        fill_value=_MISSING_HU,
+        attributes=dict(attributes),
+    )
+    array[...] = padded
+    metadata = encoded.pop("zarr.json").to_bytes()
+    stored_bytes = len(metadata)
     try:
-        array = zarr.create_array(
-            store=root,
-            name=array_path,
-            shape=hu.shape,
-            dtype="int16",
-            chunks=chunk,
-            shards=_shard_shape(hu.shape, chunk),
-            # The checksum is of the compressed bytes: damaged blosc decodes to wrong HU silently.
-            compressors=[
-                BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle", typesize=2),
-                Crc32cCodec(),
-            ],
-            fill_value=_MISSING_HU,
-            attributes=dict(attributes),
-        )
-        array[...] = hu
-        sync_tree(folder)
-        return np.asarray(array[...])
-    except BaseException as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise StoreError(
-                f"{folder}: not written ({error.strerror or error}); the store stays as it was"
-            ) from error
+        while encoded:
+            name, shard = encoded.popitem()
+            stored_bytes += len(shard)
+            place.replace(f"{array_path}/{name}", shard.to_bytes())
+        place.replace(f"{array_path}/zarr.json", metadata)
+    except BaseException:
+        with suppress(StoreError):  # the next writer sweeps
+            place.remove_tree(array_path)
         raise
-
-
-def open_array(root: Path, array_path: str, shape: Sequence[int]) -> zarr.Array[Any]:
-    """Raises StoreCorrupt unless `array_path` is an int16 array of this shape within the store."""
-    folder = root / array_path
-    if not folder.resolve().is_relative_to(root.resolve() / "volumes"):
-        raise StoreCorrupt(f"{folder}: this path leads out of the store")
-    try:
-        array = zarr.open_array(store=root, path=array_path, mode="r", zarr_format=3)
-        found, dtype = tuple(array.shape), array.dtype
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreCorrupt(f"{folder}: its zarr.json is missing or altered: {error}") from error
-    # Before anything is read: a shape decides how much memory a read takes.
-    if found != tuple(shape) or dtype != np.int16:
-        raise StoreCorrupt(f"{folder}: is {dtype} {found}; the catalogue says int16 {shape}")
-    return array
-
-
-def read_array(array: zarr.Array[Any], box: tuple[slice, ...]) -> np.ndarray:
-    """Voxels of a box. Raises StoreCorrupt when a chunk of it is damaged or missing."""
-    try:
-        hu = np.asarray(array[box])
-    except MemoryError:
-        raise
-    except Exception as error:  # codecs raise whatever they like for damaged bytes
-        raise StoreCorrupt(
-            f"{array.store_path}: a chunk is damaged ({type(error).__name__}: {error})"
-        ) from error
-    if hu.size and hu.min() == _MISSING_HU:
-        raise StoreCorrupt(f"{array.store_path}: a chunk or shard is missing")
-    return hu
-
-
-def _shard_shape(shape: Sequence[int], chunk: Sequence[int]) -> tuple[int, ...]:
-    """Whole chunks that cover the volume; halved along its longest axis while too large."""
-    counts = [-(-size // n) for size, n in zip(shape, chunk, strict=True)]
-    while np.prod(counts) * np.prod(chunk) * 2 > _SHARD_BYTES:
-        longest = int(np.argmax(counts))
-        counts[longest] = -(-counts[longest] // 2)
-    return tuple(count * n for count, n in zip(counts, chunk, strict=True))
+    return Written(stored_bytes, hashlib.sha256(metadata).hexdigest())

@@ -1,35 +1,34 @@
-"""The catalogue: one Parquet file with one row per volume; what it lacks does not exist."""
+"""The catalogue's rows: all that is known of each volume, as columns."""
 
 from __future__ import annotations
 
 import hashlib
-import io
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
+from functools import cached_property
 from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-
-from storage.durable import replace_file
-from storage.errors import StoreCorrupt, StoreError
+import pyarrow.compute as pc
 
 __all__ = [
-    "CATALOGUE_VERSION",
+    "HU_EDGES",
+    "SCHEMA",
+    "SELDOM",
     "Catalogue",
     "Row",
     "body_cells",
-    "read_catalogue",
-    "write_catalogue",
+    "hu_histogram",
+    "mask_cells",
 ]
-
-CATALOGUE_VERSION = 1
 
 # 512 bytes a volume: cells of about 3 cm in a CT of the trunk, 51 MB for 100,000 volumes.
 _MAX_CELLS = 4096
+
+# Edges of the bins of a volume's histogram; the first and the last bin have no outer bound.
+HU_EDGES = np.arange(-1024, 3077, 50)
+HU_EDGES.flags.writeable = False
 
 Index = tuple[int, int, int]
 
@@ -44,8 +43,13 @@ class Row:
     body_box: first voxel of the body and the voxel after its last one, z0 y0 x0 z1 y1 x1.
     body_cells: one bit per cell of `cell_shape` voxels, C order over `cells_grid`, lowest bit
     first; see `body_cells`.
-    digest: SHA-256 of voxels, shape and affine. source_digest: keyed hash of the source's files and
-    of the labels they came with.
+    mask_cells: the same cells, those with a voxel of the user's mask (calcium, say) in them; empty
+    when there was no mask.
+    hu_histogram: voxels by HU, see `hu_histogram`.
+    stored_bytes: size of the array's files.
+    digest: SHA-256 of voxels, shape and affine. metadata_digest: SHA-256 of the array's zarr.json.
+    source_digest: keyed hash of the source's files and of the labels they came with. source_stat:
+    keyed hash of their relative paths, sizes and mtimes; empty when unknown.
     provenance: JSON, free of whatever identifies a person.
     """
 
@@ -64,58 +68,97 @@ class Row:
     cell_shape: Index
     cells_grid: Index
     body_cells: bytes
+    mask_cells: bytes
+    hu_histogram: tuple[int, ...]
     array_path: str
+    stored_bytes: int
     digest: str
+    metadata_digest: str
     source_digest: str
+    source_stat: str
     ingest_version: int
     provenance: str
 
 
+# Texts that many rows share: in memory once, however often they occur in the file.
+_SHARED_TEXT = pa.dictionary(pa.int32(), pa.string())
 _ARROW_TYPES: dict[str, pa.DataType] = {
     "volume_id": pa.string(),
     "patient": pa.string(),
     "domain": pa.int8(),
-    "phase": pa.string(),
+    "phase": _SHARED_TEXT,
     "shape": pa.list_(pa.int32(), 3),
     "spacing_mm": pa.list_(pa.float64(), 3),
     "affine": pa.list_(pa.float64(), 16),
     "frame_origin": pa.list_(pa.int32(), 3),
-    "frame_rule": pa.string(),
+    "frame_rule": _SHARED_TEXT,
     "hu_min": pa.int16(),
     "hu_max": pa.int16(),
     "body_box": pa.list_(pa.int32(), 6),
     "cell_shape": pa.list_(pa.int32(), 3),
     "cells_grid": pa.list_(pa.int32(), 3),
     "body_cells": pa.binary(),
+    "mask_cells": pa.binary(),
+    "hu_histogram": pa.list_(pa.int32(), len(HU_EDGES) - 1),
     "array_path": pa.string(),
+    "stored_bytes": pa.int64(),
     "digest": pa.string(),
+    "metadata_digest": pa.string(),
     "source_digest": pa.string(),
+    "source_stat": pa.string(),
     "ingest_version": pa.int32(),
-    "provenance": pa.string(),
+    "provenance": _SHARED_TEXT,
 }
-_SCHEMA = pa.schema(
+SCHEMA = pa.schema(
     [pa.field(field.name, _ARROW_TYPES[field.name], nullable=False) for field in fields(Row)]
+)
+
+
+# What a stream does not ask for.
+SELDOM = (
+    "hu_min",
+    "hu_max",
+    "hu_histogram",
+    "body_box",
+    "stored_bytes",
+    "source_digest",
+    "source_stat",
+    "ingest_version",
+    "provenance",
 )
 
 
 class Catalogue(Sequence[Row]):
     """An immutable list of rows kept as Arrow columns: 100,000 rows are a few arrays.
 
-    A `Row` is made when it is asked for; code that looks at every volume takes `column`.
+    A `Row` is made when it is asked for; code that looks at every volume takes `column`, code that
+    needs a field or two of one volume takes `get`.
     """
 
-    def __init__(self, table: pa.Table) -> None:
-        self.table = table.combine_chunks()
+    def __init__(self, table: pa.Table, rest: Callable[[], pa.Table] | None = None) -> None:
+        """rest: gives the columns that `table` lacks, when they are asked for."""
+        self._table = table.combine_chunks()
+        self._rest = rest
+
+    @cached_property
+    def table(self) -> pa.Table:
+        """All columns."""
+        if self._rest is None:
+            return self._table
+        both = dict(zip(self._table.column_names, self._table.columns, strict=True))
+        rest = self._rest().combine_chunks()
+        both |= dict(zip(rest.column_names, rest.columns, strict=True))
+        return pa.table([both[name] for name in SCHEMA.names], schema=SCHEMA)
 
     @classmethod
     def of(cls, rows: Sequence[Row]) -> Catalogue:
         if isinstance(rows, Catalogue):
             return rows
-        columns = {name: [getattr(row, name) for row in rows] for name in _SCHEMA.names}
-        return cls(pa.table(columns, schema=_SCHEMA))
+        columns = {name: [getattr(row, name) for row in rows] for name in SCHEMA.names}
+        return cls(pa.table(columns, schema=SCHEMA))
 
     def __len__(self) -> int:
-        return int(self.table.num_rows)
+        return int(self._table.num_rows)
 
     @overload
     def __getitem__(self, index: int) -> Row: ...
@@ -131,10 +174,15 @@ class Catalogue(Sequence[Row]):
         for batch in self.table.to_batches(max_chunksize=1024):
             yield from map(_row, batch.to_pylist())
 
+    def get(self, index: int, *names: str) -> tuple[Any, ...]:
+        """Some fields of one row: cheaper than the whole of it."""
+        return tuple(self._array(name)[index].as_py() for name in names)
+
     def select(self, chosen: np.ndarray) -> Catalogue:
         """The rows at these indices, in their order, or where a mask of booleans is true."""
-        indices = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
-        return Catalogue(self.table.take(pa.array(indices, pa.int64())))
+        indices = pa.array(np.flatnonzero(chosen) if chosen.dtype == bool else chosen, pa.int64())
+        rest = self._rest
+        return Catalogue(self._table.take(indices), rest and (lambda: rest().take(indices)))
 
     def column(self, name: str) -> np.ndarray:
         """[N], or [N, k] where a row holds k numbers; strings as objects."""
@@ -145,17 +193,17 @@ class Catalogue(Sequence[Row]):
         plain: np.ndarray = values.to_numpy(zero_copy_only=False)
         return plain
 
-    def bitmaps(self) -> tuple[np.ndarray, np.ndarray]:
-        """`body_cells` of all rows, end to end: row i owns bytes[offsets[i] : offsets[i + 1]].
+    def bitmaps(self, name: str = "body_cells") -> tuple[np.ndarray, np.ndarray]:
+        """A column of bitmaps, end to end: row i owns bytes[offsets[i] : offsets[i + 1]].
 
         Returns (offsets [N + 1], bytes).
         """
-        values = self._array("body_cells")
+        values = self._array(name)
         if not len(values):
             return np.zeros(1, np.int32), np.zeros(0, np.uint8)
         _, offsets, data = values.buffers()
         ends = np.frombuffer(offsets, np.int32)[values.offset : values.offset + len(values) + 1]
-        return ends, np.frombuffer(data, np.uint8)
+        return ends, np.frombuffer(data or b"", np.uint8)  # no buffer where all are empty
 
     def changed(self, added: Sequence[Row], removed: Sequence[str] = ()) -> Catalogue:
         """With `added`, each in place of an older row of its volume id, and without `removed`.
@@ -163,11 +211,12 @@ class Catalogue(Sequence[Row]):
         Sorted by volume id.
         """
         gone = {*removed, *(row.volume_id for row in added)}
-        kept = [name not in gone for name in self.column("volume_id")]
-        merged = pa.concat_tables(
-            [self.table.filter(pa.array(kept, pa.bool_())), Catalogue.of(added).table]
-        )
-        return Catalogue(merged.sort_by("volume_id"))
+        ids = self.column("volume_id").tolist()
+        kept = [index for index, name in enumerate(ids) if name not in gone]
+        ids += [row.volume_id for row in added]
+        order = sorted([*kept, *range(len(self), len(ids))], key=ids.__getitem__)
+        both = Catalogue(pa.concat_tables([self.table, Catalogue.of(added).table]))
+        return both.select(np.array(order, np.int64))
 
     @property
     def digest(self) -> str:
@@ -180,15 +229,37 @@ class Catalogue(Sequence[Row]):
             "frame_origin",
             "frame_rule",
             "body_cells",
+            "mask_cells",
         ]
         sha = hashlib.sha256()
-        for batch in self.table.select(names).to_batches(max_chunksize=1024):
-            sha.update("".join(map(repr, batch.to_pylist())).encode())
+        for name in names:
+            sha.update(f"{name} {len(self)} ".encode())
+            for part in _bytes_of(self._array(name)):
+                sha.update(part)
         return sha.hexdigest()
 
     def _array(self, name: str) -> Any:
-        chunks = self.table.column(name).chunks
-        return chunks[0] if chunks else pa.array([], _ARROW_TYPES[name])
+        table = self._table if name in self._table.column_names else self.table
+        chunks = table.column(name).chunks or [pa.array([], _ARROW_TYPES[name])]
+        (values,) = chunks
+        return values
+
+
+def _bytes_of(values: pa.Array) -> Iterator[bytes | memoryview]:
+    """What an array says, as bytes that do not depend on how Arrow holds it."""
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    if pa.types.is_binary(values.type) or pa.types.is_string(values.type):
+        lengths = pc.binary_length(values).to_numpy()
+        yield lengths.astype("<i4").tobytes()
+        _, offsets, data = values.buffers()
+        if lengths.any():
+            start = int(np.frombuffer(offsets, np.int32)[values.offset])
+            yield memoryview(data)[start : start + int(lengths.sum())]
+    else:
+        numbers = values.flatten() if pa.types.is_fixed_size_list(values.type) else values
+        plain = numbers.to_numpy()
+        yield plain.astype(plain.dtype.newbyteorder("<")).tobytes()
 
 
 def _row(values: dict[str, Any]) -> Row:
@@ -211,13 +282,40 @@ def body_cells(
         cell = [max(1, round(side_mm / step)) for step in spacing_mm]
         side_mm *= 1.05
     starts = [np.arange(0, size, step) for size, step in zip(mask.shape, cell, strict=True)]
+    z, y, x = (np.diff(s, append=size) for s, size in zip(starts, mask.shape, strict=True))
+    voxels = z[:, None, None] * y[:, None] * x
+    bits = _bitmap(2 * _voxels_inside(mask, starts) >= voxels)
+    return _index(cell), _cells_grid(mask.shape, cell), bits
+
+
+def mask_cells(mask: np.ndarray, cell_shape: Index) -> bytes:
+    """Bitmap of the cells (see `body_cells`) with at least one voxel of `mask`, bool [Z, Y, X]."""
+    starts = [np.arange(0, size, step) for size, step in zip(mask.shape, cell_shape, strict=True)]
+    return _bitmap(_voxels_inside(mask, starts) > 0)
+
+
+def hu_histogram(hu: np.ndarray) -> tuple[int, ...]:
+    """How many voxels (int16 [Z, Y, X]) lie in each bin between HU_EDGES, 50 HU wide.
+
+    The first bin counts whatever is below its upper edge, the last one whatever is above its lower.
+    """
+    counts = np.zeros(len(HU_EDGES) - 1, np.int64)
+    for plane in hu:  # one after the other: bincount makes 64-bit numbers of its argument
+        inside = np.clip(plane, HU_EDGES[0], HU_EDGES[-1] - 1) - HU_EDGES[0]
+        counts += np.bincount(inside.ravel() // 50, minlength=len(counts))
+    return tuple(counts.tolist())
+
+
+def _voxels_inside(mask: np.ndarray, starts: Sequence[np.ndarray]) -> np.ndarray:
+    """How many voxels of each cell are true."""
     inside = mask
     for axis in (2, 1, 0):  # the last axis first: five times faster than the other way round
         inside = np.add.reduceat(inside, starts[axis], axis=axis, dtype=np.int32)
-    z, y, x = (np.diff(s, append=size) for s, size in zip(starts, mask.shape, strict=True))
-    voxels = z[:, None, None] * y[:, None] * x
-    bits = np.packbits((2 * inside >= voxels).ravel(), bitorder="little").tobytes()
-    return _index(cell), _cells_grid(mask.shape, cell), bits
+    return inside
+
+
+def _bitmap(cells: np.ndarray) -> bytes:
+    return np.packbits(cells.ravel(), bitorder="little").tobytes()
 
 
 def _cells_grid(shape: tuple[int, ...], cell: Sequence[int]) -> Index:
@@ -227,61 +325,3 @@ def _cells_grid(shape: tuple[int, ...], cell: Sequence[int]) -> Index:
 def _index(values: Sequence[int]) -> Index:
     z, y, x = values
     return z, y, x
-
-
-# The digest of the whole file stands inside it, over a placeholder: a Parquet file may not be
-# followed by other bytes, and a second file beside it could not be replaced in the same instant.
-_DIGEST_KEY = "pmg.sha256"
-_VERSION_KEY = "pmg.catalogue_version"
-_NO_DIGEST = b"0" * 64
-_STATED = re.compile(rb"(?s:.*)pmg\.sha256[^0-9a-f]{1,4}([0-9a-f]{64})")
-
-
-def write_catalogue(path: Path, catalogue: Catalogue) -> None:
-    """Replace the catalogue at `path` in one instant; the caller holds the store's lock."""
-    buffer = io.BytesIO()
-    with pq.ParquetWriter(buffer, _SCHEMA, compression="zstd", write_statistics=False) as writer:
-        writer.write_table(catalogue.table)
-        writer.add_key_value_metadata(
-            {_VERSION_KEY: str(CATALOGUE_VERSION), _DIGEST_KEY: _NO_DIGEST.decode()}
-        )
-    data = buffer.getvalue()
-    stated = _STATED.match(data)
-    assert stated is not None
-    digest = _sha256(data, stated).encode()
-    replace_file(path, data[: stated.start(1)] + digest + data[stated.end(1) :])
-
-
-def read_catalogue(path: Path) -> Catalogue:
-    """Raises StoreCorrupt when any byte differs from what was written, StoreError when another
-    version of the program wrote it."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise StoreCorrupt(f"{path}: the catalogue is missing, so no volume exists") from error
-    # Checked before Parquet sees it: an altered footer can ask its reader for any amount of memory.
-    stated = _STATED.match(data)
-    if stated is None:
-        raise StoreCorrupt(f"{path}: truncated or altered; it does not state its SHA-256")
-    expected, actual = stated[1].decode(), _sha256(data, stated)
-    if actual != expected:
-        raise StoreCorrupt(
-            f"{path}: altered after writing; SHA-256 is {actual[:12]}..., "
-            f"it states {expected[:12]}..."
-        )
-    with pq.ParquetFile(pa.BufferReader(data)) as file:
-        version = int(file.metadata.metadata[_VERSION_KEY.encode()])
-        if version != CATALOGUE_VERSION:
-            raise StoreError(
-                f"{path}: catalogue version {version}; this program reads {CATALOGUE_VERSION}"
-            )
-        return Catalogue(file.read())
-
-
-def _sha256(data: bytes, stated: re.Match[bytes]) -> str:
-    """Digest of the file with the placeholder where it states its digest."""
-    view = memoryview(data)
-    digest = hashlib.sha256(view[: stated.start(1)])
-    digest.update(_NO_DIGEST)
-    digest.update(view[stated.end(1) :])
-    return digest.hexdigest()

@@ -116,7 +116,8 @@ def derived_headers(
     that it is synthetic and not for diagnosis, and names this program beside the scanner. Of the
     source only what stays true is kept (patient, study, anatomy, time and kVp of the acquisition).
 
-    source_headers: one per slice, as `read_series` gives them. `number_offset` is added to the
+    source_headers: one per slice, as `read_series` gives them, or what `deidentified` left of them:
+    where that says that times were removed, none is written either. `number_offset` is added to the
     source's series number. Raises ValueError if there are none or the description is longer than
     the 64 characters of its value representation.
     """
@@ -127,7 +128,6 @@ def derived_headers(
             f"series description has {len(series_description)} characters; (0008,103E) holds 64"
         )
     now = datetime.now()
-    date, time = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
     series_uid = generate_uid(prefix=None)
 
     headers = []
@@ -140,20 +140,25 @@ def derived_headers(
         derived.SeriesInstanceUID = series_uid
         derived.SeriesNumber = int(source.get("SeriesNumber") or 0) + number_offset
         derived.SeriesDescription = series_description
-        derived.SeriesDate = derived.ContentDate = derived.InstanceCreationDate = date
-        derived.SeriesTime = derived.ContentTime = derived.InstanceCreationTime = time
+        timed = source.get("LongitudinalTemporalInformationModified") != "REMOVED"
+        if timed:
+            date, time = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
+            derived.SeriesDate = derived.ContentDate = derived.InstanceCreationDate = date
+            derived.SeriesTime = derived.ContentTime = derived.InstanceCreationTime = time
         derived.Manufacturer = derived.ManufacturerModelName = "pmg"
         derived.SoftwareVersions = version("pmg")
 
         derived.ImageType = ["DERIVED", "SECONDARY", "AXIAL"]
         derived.SyntheticData = "YES"  # (0008,001C), new in 2023: older validators do not know it
         derived.DerivationDescription = _DERIVATION
-        # Text burnt into the source's pixels is carried through by the translation.
-        derived.BurnedInAnnotation = "YES" if source.get("BurnedInAnnotation") == "YES" else "NO"
+        # Text burnt into the source's pixels is carried through by the translation. Where the
+        # source does not say, nobody knows.
+        if source.get("BurnedInAnnotation") in ("YES", "NO"):
+            derived.BurnedInAnnotation = source.BurnedInAnnotation
         derived.WindowCenter, derived.WindowWidth = 40, 400
         if "SOPInstanceUID" in source or "ConversionSourceAttributesSequence" in source:
             derived.SourceImageSequence = [_reference(source)]
-        derived.ContributingEquipmentSequence = _equipment(source, now)
+        derived.ContributingEquipmentSequence = _equipment(source, now if timed else None)
         headers.append(derived)
     return headers
 
@@ -173,7 +178,7 @@ def _reference(source: Dataset) -> Dataset:
     return item
 
 
-def _equipment(source: Dataset, now: datetime) -> list[Dataset]:
+def _equipment(source: Dataset, now: datetime | None) -> list[Dataset]:
     """Contributing Equipment Sequence (PS3.3 C.12.1): what the source names, the scanner, pmg."""
     scanner = Dataset()
     for keyword in _DEVICE.split():
@@ -185,11 +190,13 @@ def _equipment(source: Dataset, now: datetime) -> list[Dataset]:
     program = Dataset()
     program.Manufacturer = program.ManufacturerModelName = "pmg"
     program.SoftwareVersions = version("pmg")
-    program.ContributionDateTime = now.strftime("%Y%m%d%H%M%S")
+    if now is not None:
+        program.ContributionDateTime = now.strftime("%Y%m%d%H%M%S")
     program.ContributionDescription = "Synthetic image by unpaired translation"
     program.PurposeOfReferenceCodeSequence = [_code("109102", "Processing Equipment")]
-    earlier = copy.deepcopy(list(source.get("ContributingEquipmentSequence") or []))
-    return [*earlier, scanner, program]
+    earlier = list(source.get("ContributingEquipmentSequence") or [])
+    named = [copy.deepcopy(one) for one in earlier if one.get("Manufacturer")]  # type 1
+    return [*named, scanner, program]
 
 
 def _code(value: str, meaning: str) -> Dataset:

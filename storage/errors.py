@@ -1,6 +1,6 @@
 """What storage raises. Messages name the file or volume, the value, and what would be right."""
 
-__all__ = ["GeometryError", "IngestError", "StoreCorrupt", "StoreError"]
+__all__ = ["GeometryError", "IngestError", "StoreCorrupt", "StoreError", "StoreMissing"]
 
 
 class GeometryError(ValueError):
@@ -17,3 +17,7 @@ class StoreError(ValueError):
 
 class StoreCorrupt(StoreError):
     """Bytes of a store that do not have the digest its catalogue states."""
+
+
+class StoreMissing(StoreCorrupt):
+    """A file of a store that is not there."""

@@ -15,7 +15,9 @@ from .volume import Volume
 __all__ = [
     "AIR_HU",
     "MAX_SHEAR",
+    "antialiasing_mm",
     "canonical",
+    "nearest_like",
     "reorder_like",
     "require_orthogonal",
     "resample",
@@ -59,16 +61,16 @@ def require_orthogonal(affine: NDArray[np.float64], name: object) -> None:
         )
 
 
-def same_grid(a: Volume, b: Volume) -> bool:
+def same_grid(a: Volume, b: Volume, *, within_mm: float = _SAME_GRID_MM) -> bool:
     """Whether a[z, y, x] and b[z, y, x] are the same point of the patient for every voxel.
 
-    The corners may lie 0.001 mm apart, so every voxel does at most.
+    The corners may lie `within_mm` apart, so every voxel does at most.
     """
     if a.shape != b.shape:
         return False
     corners = _corners(a.shape, margin=0.0)
     apart = np.linalg.norm((a.affine @ corners - b.affine @ corners)[:3], axis=0)
-    return bool(apart.max() <= _SAME_GRID_MM)
+    return bool(apart.max() <= within_mm)
 
 
 def canonical(volume: Volume) -> Volume:
@@ -115,10 +117,9 @@ def resample(volume: Volume, spacing_mm: tuple[float, float, float]) -> Volume:
     affine[:3, :3] = _CANONICAL * target
     affine[:3, 3] = (low + high) / 2 - affine[:3, :3] @ ((shape - 1) / 2)
 
-    # The width of a target voxel as seen along each axis of the source.
-    seen = np.abs(_directions(source.affine).T @ _CANONICAL) @ target
-    smooth = _antialiased(source, seen)
+    smooth = _smoothed(source, antialiasing_mm(source, spacing_mm))
     if not aligned:  # so that the outermost voxels keep their HU up to their faces
+        seen = _seen_mm(source, target)
         smooth = _edge_padded(smooth, np.ceil(seen / source.spacing_mm).astype(int))
     result = _interpolated(smooth, Volume(np.empty(shape, np.int8), affine), AIR_HU)
     if source.hu.dtype == np.int16:  # a weighted mean of int16 cannot leave its range
@@ -136,6 +137,26 @@ def resample_like(volume: Volume, reference: Volume, *, fill: float = AIR_HU) ->
     if same_grid(moved, reference):
         return Volume(moved.hu, reference.affine.copy())
     return _interpolated(volume, reference, fill)
+
+
+def nearest_like(labels: Volume, reference: Volume) -> NDArray[np.generic]:
+    """The labels at the reference's points, each from the nearest voxel; 0 outside of them."""
+    moved = reorder_like(labels, reference)
+    if same_grid(moved, reference):
+        return moved.hu
+    resampler = _resampler(reference, fill=0)
+    resampler.SetInterpolator(sitk.sitkNearestNeighbor)
+    nearest: NDArray[np.generic] = sitk.GetArrayFromImage(resampler.Execute(_to_sitk(labels)))
+    return nearest
+
+
+def antialiasing_mm(source: Volume, spacing_mm: tuple[float, float, float]) -> NDArray[np.float64]:
+    """Standard deviation of the Gaussian that `resample` smooths with, along the source's axes; 0
+    where voxels do not become wider."""
+    own = np.array(source.spacing_mm)
+    widening = np.sqrt(np.maximum(_seen_mm(source, np.array(spacing_mm)) ** 2 - own**2, 0))
+    sigma: NDArray[np.float64] = widening / (2 * np.sqrt(2 * np.log(2)))
+    return sigma
 
 
 def _directions(affine: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -168,13 +189,20 @@ def _reordered(volume: Volume, directions: NDArray[np.float64]) -> Volume:
     return Volume(np.ascontiguousarray(hu), affine)
 
 
-def _antialiased(volume: Volume, target_mm: NDArray[np.float64]) -> Volume:
-    """float32, smoothed along every axis whose voxels become `target_mm` wide and wider."""
-    own_mm = np.array(volume.spacing_mm)
-    widening = np.sqrt(np.maximum(target_mm**2 - own_mm**2, 0))
-    sigma = widening / (2 * np.sqrt(2 * np.log(2))) / own_mm
+def _seen_mm(source: Volume, target_mm: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The width of a target voxel as seen along each axis of the source."""
+    seen: NDArray[np.float64] = np.abs(_directions(source.affine).T @ _CANONICAL) @ target_mm
+    return seen
+
+
+def _smoothed(volume: Volume, sigma_mm: NDArray[np.float64]) -> Volume:
+    """float32, smoothed along its axes."""
     hu = ndimage.gaussian_filter(
-        volume.hu, sigma, output=np.dtype(np.float32), mode="nearest", truncate=3.0
+        volume.hu,
+        sigma_mm / volume.spacing_mm,
+        output=np.dtype(np.float32),
+        mode="nearest",
+        truncate=3.0,
     )
     return Volume(hu, volume.affine)
 
@@ -188,16 +216,21 @@ def _edge_padded(volume: Volume, width: NDArray[np.int_]) -> Volume:
 
 def _interpolated(volume: Volume, grid: Volume, fill: float) -> Volume:
     """Linear interpolation of the volume at the points of the grid, float32."""
-    resampler = sitk.ResampleImageFilter()
+    resampler = _resampler(grid, fill)
     resampler.SetInterpolator(sitk.sitkLinear)
     resampler.SetOutputPixelType(sitk.sitkFloat32)
+    hu = sitk.GetArrayFromImage(resampler.Execute(_to_sitk(volume)))
+    return Volume(hu, grid.affine.copy())
+
+
+def _resampler(grid: Volume, fill: float) -> sitk.ResampleImageFilter:
+    resampler = sitk.ResampleImageFilter()
     resampler.SetDefaultPixelValue(fill)
     resampler.SetSize(grid.shape[::-1])
     resampler.SetOutputSpacing(grid.spacing_mm[::-1])
     resampler.SetOutputDirection(_directions(grid.affine)[:, ::-1].ravel().tolist())
     resampler.SetOutputOrigin(grid.affine[:3, 3].tolist())
-    hu = sitk.GetArrayFromImage(resampler.Execute(_to_sitk(volume)))
-    return Volume(hu, grid.affine.copy())
+    return resampler
 
 
 def _to_sitk(volume: Volume) -> sitk.Image:

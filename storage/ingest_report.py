@@ -10,11 +10,15 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.durable import replace_file
+from storage.place import Place
 
-__all__ = ["IngestReport", "SeriesReport", "Verdict"]
+__all__ = ["REPORT", "REPORT_TABLE", "IngestReport", "SeriesReport", "Verdict"]
+
+REPORT, REPORT_TABLE = "ingest-report.parquet", "ingest-report.txt"
 
 Verdict = Literal["ingested", "skipped", "refused"]
+
+_VERDICTS: tuple[Verdict, ...] = ("ingested", "skipped", "refused")
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,9 @@ class SeriesReport:
     """One series. `path` and `reason` are for the terminal: they may name the patient.
 
     series: pseudonym of the series (the volume id), or of the path where no series was found.
+    domain: 0 where a series was refused before a rule had given it one.
     stored_reason: `reason` without names, UIDs and paths.
+    seconds: that a worker was at it, 0 where none was needed; worker: which one, -1 for none.
     """
 
     path: Path
@@ -33,11 +39,13 @@ class SeriesReport:
     verdict: Verdict
     reason: str
     stored_reason: str
+    seconds: float = 0.0
+    worker: int = -1
 
 
 @dataclass(frozen=True)
 class IngestReport:
-    """All series of one ingest, in the order in which they were done."""
+    """All series of one ingest, in the order of the manifest and then of their paths."""
 
     series: tuple[SeriesReport, ...]
 
@@ -51,18 +59,35 @@ class IngestReport:
             for one in self.series
             if one.verdict == "refused"
         ]
-        verdicts: tuple[Verdict, ...] = ("ingested", "skipped", "refused")
-        counts = ", ".join(f"{self.count(verdict)} {verdict}" for verdict in verdicts)
-        return "\n".join([*lines, f"{len(self.series)} series: {counts}"])
+        return "\n".join([*lines, self._counts()])
 
-    def write(self, path: Path) -> None:
-        """As Parquet, without what identifies a person. The caller holds the store's lock."""
-        columns = ("series", "domain", "phase", "files", "verdict")
-        values = {name: [getattr(one, name) for one in self.series] for name in columns}
+    def write(self, place: Place) -> None:
+        """As Parquet and as text, without what identifies a person. The caller holds the store's
+        lock."""
+        values = {name: [getattr(one, name) for one in self.series] for name in _SCHEMA.names[:-1]}
         values["reason"] = [one.stored_reason for one in self.series]
         sink = pa.BufferOutputStream()
         pq.write_table(pa.table(values, schema=_SCHEMA), sink, compression="zstd")
-        replace_file(path, sink.getvalue().to_pybytes())
+        place.replace(REPORT, sink.getvalue().to_pybytes())
+        place.replace(REPORT_TABLE, f"{self._stored_table()}\n".encode())
+
+    def _stored_table(self) -> str:
+        lines = [
+            f"{'series':24}  {'verdict':8}  {'domain':6}  {'phase':16}  {'files':>5}  "
+            f"{'seconds':>7}  {'worker':>6}  reason"
+        ]
+        for one in self.series:
+            worker = "" if one.worker < 0 else one.worker
+            line = (
+                f"{one.series:24}  {one.verdict:8}  {one.domain or '':6}  {one.phase:16}  "
+                f"{one.files:5}  {one.seconds:7.2f}  {worker:>6}  {one.stored_reason}"
+            )
+            lines.append(line.rstrip())
+        return "\n".join([*lines, self._counts()])
+
+    def _counts(self) -> str:
+        counts = ", ".join(f"{self.count(verdict)} {verdict}" for verdict in _VERDICTS)
+        return f"{len(self.series)} series: {counts}"
 
 
 _SCHEMA = pa.schema(
@@ -72,6 +97,8 @@ _SCHEMA = pa.schema(
         "phase": pa.string(),
         "files": pa.int32(),
         "verdict": pa.string(),
+        "seconds": pa.float32(),
+        "worker": pa.int32(),
         "reason": pa.string(),
     }
 )

@@ -76,7 +76,8 @@ def write_nifti(volume: Volume, path: Path, *, source_path: Path | None = None) 
     """Write the volume's values, of any numeric type (bool as uint8), as .nii or .nii.gz.
 
     With `source_path`, the NIfTI file that the volume comes from, the result has its very affine
-    and axes in its order. The file appears under its name when it is complete.
+    and axes in its order, but none of its words: descriptions and extensions may name the patient.
+    The file appears under its name when it is complete.
 
     Raises GeometryError if the volume's voxels are not the source's points (bring it there with
     `resample_like`) or its affine is sheared or not finite, ValueError for another name's ending.
@@ -101,6 +102,9 @@ def write_nifti(volume: Volume, path: Path, *, source_path: Path | None = None) 
             )
         image = nib.Nifti1Image(moved.hu.T, source.affine, source.header, dtype=values.dtype)
         image.header["cal_min"] = image.header["cal_max"] = 0  # the source's window
+        image.header.extensions.clear()
+        for name in ("data_type", "db_name", "descrip", "aux_file", "intent_name"):
+            image.header[name] = b""
     partial = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
     try:
         nib.save(image, partial)

@@ -12,15 +12,16 @@ import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from uuid import UUID
 
 import pydicom
 from pydicom.config import IGNORE
 from pydicom.multival import MultiValue
-from pydicom.uid import UID
+from pydicom.uid import UID as DicomUID
 
 from storage.errors import StoreError
 
-__all__ = ["KEY_BYTES", "Pseudonyms", "load_key", "scrub", "text_values"]
+__all__ = ["KEY_BYTES", "Pseudonyms", "load_key", "scrub", "text_values", "throwaway_key"]
 
 KEY_BYTES = 32
 
@@ -80,17 +81,21 @@ class Pseudonyms:
         code = base64.b32encode(self.digest(kind, *parts)[:10]).decode().lower()
         return f"{kind}-{code}"
 
+    def uid(self, uid: str) -> str:
+        """The UID that stands for `uid`: 2.25 and a UUID as an integer (PS3.5 B.2)."""
+        return f"2.25.{UUID(bytes=self.digest('UID', uid)[:16], version=4).int}"
 
-def load_key(path: Path, store_path: Path) -> Pseudonyms:
+
+def load_key(path: Path, folder: Path) -> Pseudonyms:
     """The key at `path`, made there (32 random bytes, mode 0600) when there is none.
 
-    Raises StoreError when the key lies inside the store, is readable by others, or is not
-    KEY_BYTES long.
+    folder: the store or other folder that pseudonyms are written to. Raises StoreError when the
+    key lies inside of it, is readable by others, or is not KEY_BYTES long.
     """
-    if path.resolve().is_relative_to(store_path.resolve()):
+    if path.resolve().is_relative_to(folder.resolve()):
         raise StoreError(
-            f"key file {path} lies inside the store {store_path}: whoever copies the store would "
-            "copy the key to its pseudonyms; expected a path outside it"
+            f"key file {path} lies inside {folder}: whoever copies the folder would copy the key "
+            "to its pseudonyms; expected a path outside it"
         )
     if not path.exists():
         _create_key(path)
@@ -105,6 +110,11 @@ def load_key(path: Path, store_path: Path) -> Pseudonyms:
     if len(key) != KEY_BYTES:
         raise StoreError(f"key file {path} holds {len(key)} bytes; expected {KEY_BYTES}")
     return Pseudonyms(key)
+
+
+def throwaway_key() -> Pseudonyms:
+    """A key that nobody keeps: what is written under it is linked to nothing else."""
+    return Pseudonyms(secrets.token_bytes(KEY_BYTES))
 
 
 def _create_key(path: Path) -> None:
@@ -167,7 +177,7 @@ def scrub(text: str, names: Pseudonyms, private: Iterable[str], files: Sequence[
         if found in replacements:
             return replacements[found]
         if _UID.fullmatch(found):
-            known = UID(found, validation_mode=IGNORE).name
+            known = DicomUID(found, validation_mode=IGNORE).name
             return names.of("uid", found) if known == found else known
         return names.of("text", found)
 

@@ -3,35 +3,49 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from storage.catalogue import Catalogue, Index, Row
+from storage.catalogue import Catalogue, Row
+from storage.draws import Draws
 from storage.errors import GeometryError, StoreError
+from storage.foreground import Foreground
+from storage.layout import Index
+from storage.pairing import Balance, Pairing, Pairs
+from storage.windows import spread, window_around, window_for
 
-__all__ = ["PairSampler", "Pairing", "PatchPair", "rank_samples", "split_patients"]
+__all__ = ["PairSampler", "PatchPair", "Visit", "rank_samples", "split_patients"]
 
-Pairing = Literal["unpaired", "same_patient"]
-
-# Bodies cover most of their boxes, so that a position is found in two or three draws.
+# Bodies cover most of their boxes, so that a place is found in two or three draws.
 _PAIR_DRAWS = 64
-_POSITION_DRAWS = 32
+_PLACE_DRAWS = 32
+_ROUNDS = 16  # of as many places as a visit has patches
+
+_GOLDEN = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio
 
 _SAME_SPACING_MM = 1e-3
 _SAME_DIRECTION = 1e-2  # half a degree, in a cosine's terms
 
 
 @dataclass(frozen=True)
-class PatchPair:
-    """Two patches at one place of the body-centred frame. Pairs are (domain 1, domain 2).
+class Visit:
+    """Patches of one pair of volumes that lie close to each other. R of them; (domain 1, domain 2).
 
     volumes: indices into the sampler's `rows`.
-    starts: first voxel of each patch in its array, z, y, x.
-    frame: the same voxels counted from the frame's origin; equal when there is no jitter.
+    starts: [2, R, 3] first voxel of each patch in its array, z, y, x.
+    frame: [2, R, 3] the same voxels counted from the frame's origin; equal when there is no jitter.
     """
+
+    volumes: tuple[int, int]
+    starts: np.ndarray
+    frame: np.ndarray
+
+
+@dataclass(frozen=True)
+class PatchPair:
+    """Two patches at one place of the body-centred frame; one of a `Visit`'s."""
 
     volumes: tuple[int, int]
     starts: tuple[Index, Index]
@@ -39,20 +53,26 @@ class PatchPair:
 
 
 class PairSampler:
-    """Co-located patch pairs: `pair(n)` depends on (seed, n, catalogue) and on nothing else.
+    """Co-located patch pairs: `pair(n)` depends on (seed, n, catalogue, settings), nothing else.
 
-    A volume of domain 1 is drawn of those that have a partner, then its partner of domain 2: of
-    another patient (`unpaired`) or the same (`same_patient`), and of the same frame rule, because
-    origins found by different rules are different places of the body. Then one position u of the
-    common frame is drawn where the patch lies inside both arrays and its centre inside both bodies
-    (to a cell's precision). Both are cropped at u; `jitter` moves the second patch by up to so many
-    voxels along each axis, within its array.
+    Sample n is taken in slot n mod `pool`. A slot holds one visit, takes `patches_per_visit`
+    samples from it one after the other, and goes on to its next; slots change their visits at
+    different times. So the samples of `pool` consecutive n are of as many visits, and a reader has
+    to decode one visit where it delivers `patches_per_visit` samples.
+
+    A visit draws a pair of volumes (see `Pairs`), and a place u of the common frame where the patch
+    lies inside both arrays and, for `body_fraction` of the visits, its centre inside both bodies
+    (to a cell's precision). Its patches are spread over the window round u (see `windows`), under
+    the same condition. Of all visits `mask_fraction` draw u in a masked cell of either volume
+    instead, and so all their patches. Both volumes are cropped at u; `jitter` moves the second
+    patch by up to so many voxels along each axis, within its array.
 
     rows: in any order; they are sorted by volume id, so the order of ingest does not matter.
     patch_shape: voxels along z, y, x; (1, h, w) for 2D.
+    amplification: voxels decoded for each one delivered, which decides the windows' size.
 
     Raises GeometryError when two volumes are not of one spacing and orientation, StoreError when
-    no volumes can be paired.
+    no volumes can be paired or none has a mask that was asked for.
     """
 
     def __init__(
@@ -62,108 +82,150 @@ class PairSampler:
         seed: int,
         patch_shape: Index,
         pairing: Pairing = "unpaired",
+        balance: Balance = "volumes",
         jitter: int = 0,
+        body_fraction: float = 1.0,
+        mask_fraction: float = 0.0,
+        pool: int = 64,
+        patches_per_visit: int = 16,
+        amplification: float = 2.0,
     ) -> None:
         if not 0 <= seed < 2**64:
             raise ValueError(f"seed is {seed}; expected 0 to 2^64 - 1")
         if len(patch_shape) != 3 or min(patch_shape) < 1:
             raise ValueError(f"patch_shape is {patch_shape}; expected three positive integers")
-        if pairing not in get_args(Pairing):
-            raise ValueError(f"pairing is {pairing!r}; expected one of {get_args(Pairing)}")
         if jitter < 0:
             raise ValueError(f"jitter is {jitter} voxels; expected 0 or more")
+        if pool < 1 or patches_per_visit < 1:
+            raise ValueError(
+                f"pool is {pool}, patches_per_visit {patches_per_visit}; expected 1 or more"
+            )
+        for name, share in (("body_fraction", body_fraction), ("mask_fraction", mask_fraction)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} is {share}; expected 0 to 1")
         self.seed = seed
         self.patch_shape = patch_shape
-        self.pairing = pairing
         self.jitter = jitter
+        self.pool = pool
+        self.patches_per_visit = patches_per_visit
         self.rows = _sorted(Catalogue.of(rows))
-        self._places = np.hstack([self.rows.column(name) for name in _PLACE]).reshape(-1, 6, 3)
-        self._cells_start, self._cells = self.rows.bitmaps()
+        self._shares = (mask_fraction, body_fraction)
 
         domain = self.rows.column("domain")
-        fits = (self.rows.column("shape") >= np.array(patch_shape)).all(axis=1)
-        first, second = (np.flatnonzero(fits & (domain == d)) for d in (1, 2))
-        for number, usable in ((1, first), (2, second)):
-            if not len(usable):
+        fits = np.all(self.rows.column("shape") >= np.array(patch_shape), axis=1)
+        for number in (1, 2):
+            if not (fits & (domain == number)).any():
                 raise StoreError(self._why_empty(number, domain))
         self.spacing_mm = _common_grid(self.rows)
+        self._pairs = Pairs(self.rows, fits, pairing, balance)
+        self._ground = Foreground(self.rows, patch_shape)
+        self._masked = self._pairs.among(self._ground.has_mask()) if mask_fraction else None
+        if self._masked is not None and not any(map(len, self._masked)):
+            raise StoreError(
+                f"mask_fraction is {mask_fraction}, but none of the {len(self.rows)} volumes that "
+                "can be paired has a mask; ingest one, or set it to 0"
+            )
+        usual = np.median(self.rows.column("shape")[fits], axis=0).astype(int)
+        self.window = window_for(patch_shape, usual.tolist(), patches_per_visit, amplification)
 
-        # Domain 2 by frame rule, then by patient: a rule is a block to draw from, and a patient a
-        # block in it, to be drawn from alone or left out.
-        rules, rule = np.unique(self.rows.column("frame_rule"), return_inverse=True)
-        patients, patient = np.unique(self.rows.column("patient"), return_inverse=True)
-        block = rule * len(patients) + patient
-        self._second = second[np.argsort(block[second], kind="stable")]
-        begin, end = _blocks(block[self._second], block[first])
-        rule_begin, rule_end = _blocks(rule[self._second], rule[first])
-        own = end - begin
-        partners = own if pairing == "same_patient" else rule_end - rule_begin - own
-        able = partners > 0
-        if not able.any():
-            raise StoreError(self._why_no_partner(rules, rule[first], rule[second]))
-        self._first, self._begin, self._rule_begin = first[able], begin[able], rule_begin[able]
-        self._own, self._partners = own[able], partners[able]
+    def turn(self, n: int) -> tuple[int, int, int]:
+        """(slot, number of its visit, which of the visit's patches) of sample n."""
+        if not 0 <= n < 2**64:
+            raise ValueError(f"sample index is {n}; expected 0 to 2^64 - 1")
+        slot = n % self.pool
+        # By the golden ratio, any run of slots changes its visits at evenly spread times.
+        lead = (slot * _GOLDEN % 2**64) * self.patches_per_visit >> 64
+        return slot, *divmod(n // self.pool + lead, self.patches_per_visit)
 
     def pair(self, n: int) -> PatchPair:
-        """Sample n of the run. Raises StoreError when no place is found in a bounded search."""
-        draws = _Draws(self.seed, n)
-        apart = 0
-        for _ in range(_PAIR_DRAWS):
-            one, two = self._volumes(draws)
-            places = self._place(one), self._place(two)
-            common = _common_range(places, self.patch_shape)
-            if common is None:
-                apart += 1
-                continue
-            for _ in range(_POSITION_DRAWS):
-                z, y, x = (low + draws.below(high - low + 1) for low, high in common)
-                if self._body_at(one, places[0], (z, y, x)) and self._body_at(
-                    two, places[1], (z, y, x)
-                ):
-                    return self._cropped(draws, (one, two), places, (z, y, x))
-        raise StoreError(
-            f"sample {n}: no place for a patch of {self.patch_shape} voxels found in {_PAIR_DRAWS} "
-            f"pairs ({len(self._first)} volumes of domain 1, {len(self._second)} of domain 2): "
-            f"{apart} pairs have no common extent of their bodies, the others no body at a common "
-            "place; check the frame's origin of both domains, or take a smaller patch"
+        """Sample n of the run."""
+        slot, number, which = self.turn(n)
+        visit = self.visit(slot, number)
+        (start_1, start_2), (frame_1, frame_2) = visit.starts[:, which], visit.frame[:, which]
+        return PatchPair(
+            visit.volumes,
+            (_index(start_1.tolist()), _index(start_2.tolist())),
+            (_index(frame_1.tolist()), _index(frame_2.tolist())),
         )
 
-    def _volumes(self, draws: _Draws) -> tuple[int, int]:
-        pick = draws.below(len(self._first))
-        begin, own = int(self._begin[pick]), int(self._own[pick])
-        other = draws.below(int(self._partners[pick]))
-        if self.pairing == "same_patient":
-            other += begin
+    def visit(self, slot: int, number: int) -> Visit:
+        """The visit of a slot. Raises StoreError when no place is found in a bounded search."""
+        draws = Draws(self.seed, number * self.pool + slot)
+        if self._masked is not None and draws.chance(self._shares[0]):
+            draw_spot = self._masked_spot
+        elif draws.chance(self._shares[1]):
+            draw_spot = self._body_spot
         else:
-            other += int(self._rule_begin[pick])
-            if other >= begin:
-                other += own
-        return int(self._first[pick]), int(self._second[other])
+            draw_spot = self._any_spot
+        for _ in range(_PAIR_DRAWS):
+            spot = draw_spot(draws)
+            if spot is not None:
+                return self._cropped(spot, self._spread(spot, draws), draws)
+        raise StoreError(
+            f"visit {number} of slot {slot}: no place for a patch of {self.patch_shape} voxels "
+            f"found in {_PAIR_DRAWS} pairs of volumes: they have no common extent, or no body at a "
+            "common place; check the frame's origin of both domains, or take a smaller patch"
+        )
 
-    def _place(self, volume: int) -> _Place:
-        return _Place._make(self._places[volume].tolist())
+    def _body_spot(self, draws: Draws) -> _Spot | None:
+        pair = self._pairs.draw(draws)
+        extent = self._ground.common_body(pair)
+        if extent is None:
+            return None
+        places = _uniform(draws, *extent, _PLACE_DRAWS)
+        inside = np.flatnonzero(self._ground.in_bodies(pair, places))
+        if not len(inside):
+            return None
+        return _Spot(pair, places[inside[0]].tolist(), *extent, self._ground.in_bodies)
 
-    def _body_at(self, volume: int, place: _Place, u: Index) -> bool:
-        """Whether the cell at the centre of a patch at u holds body; see `body_cells`."""
-        bit = 0
-        for axis, size in enumerate(self.patch_shape):
-            centre = u[axis] + place.origin[axis] + size // 2
-            bit = bit * place.grid[axis] + centre // place.cell[axis]
-        byte = int(self._cells[int(self._cells_start[volume]) + bit // 8])
-        return bool(byte >> (bit % 8) & 1)
+    def _masked_spot(self, draws: Draws) -> _Spot | None:
+        assert self._masked is not None
+        pair, at = self._pairs.draw_from(self._masked, draws)
+        extent = self._ground.common_extent(pair)
+        if extent is None:
+            return None
+        cell = self._ground.masked_cell(pair[at], draws.below(2**32))
+        low = [max(a, b) for a, b in zip(extent[0], cell[0], strict=True)]
+        high = [min(a, b) for a, b in zip(extent[1], cell[1], strict=True)]
+        if any(a > b for a, b in zip(low, high, strict=True)):
+            return None
+        place = _uniform(draws, low, high, 1)[0].tolist()
+        return _Spot(pair, place, *extent, self._ground.in_masks)
 
-    def _cropped(
-        self, draws: _Draws, volumes: tuple[int, int], places: tuple[_Place, _Place], u: Index
-    ) -> PatchPair:
-        one, two = places
-        moved = [axis_u + draws.below(2 * self.jitter + 1) - self.jitter for axis_u in u]
-        start_1 = [a + o for a, o in zip(u, one.origin, strict=True)]
-        start_2 = [
-            min(max(a + o, 0), n - size)
-            for a, o, n, size in zip(moved, two.origin, two.extent, self.patch_shape, strict=True)
-        ]
-        frame_2 = [a - o for a, o in zip(start_2, two.origin, strict=True)]
-        return PatchPair(volumes, (_index(start_1), _index(start_2)), (u, _index(frame_2)))
+    def _any_spot(self, draws: Draws) -> _Spot | None:
+        pair = self._pairs.draw(draws)
+        extent = self._ground.common_extent(pair)
+        if extent is None:
+            return None
+        return _Spot(pair, _uniform(draws, *extent, 1)[0].tolist(), *extent, None)
+
+    def _spread(self, spot: _Spot, draws: Draws) -> np.ndarray:
+        """[R, 3] places of a visit's patches in the window round its spot."""
+        count = self.patches_per_visit
+        first, last = window_around(spot.place, spot.low, spot.high, self.window)
+        found = np.empty((0, 3), np.int64)
+        for _ in range(_ROUNDS):
+            places = spread(draws, first, last, count)
+            if spot.valid is not None:
+                places = places[spot.valid(spot.pair, places)]
+            found = np.concatenate([found, places])
+            if len(found) >= count:
+                return found[:count]
+        # The window has next to nothing but its spot, and is drawn as rarely.
+        found = np.concatenate([found, [spot.place]])
+        return found[np.arange(count) % len(found)]
+
+    def _cropped(self, spot: _Spot, places: np.ndarray, draws: Draws) -> Visit:
+        one, two = (np.array(self._ground.origin(volume)) for volume in spot.pair)
+        start_1, start_2 = places + one, places + two
+        if self.jitter:
+            moves = draws.fractions(len(places), 3) * np.uint64(2 * self.jitter + 1)
+            start_2 = start_2 + (moves >> np.uint64(32)).astype(np.int64) - self.jitter
+            most = np.subtract(self._ground.extent(spot.pair[1]), self.patch_shape)
+            start_2 = np.clip(start_2, 0, most)
+        return Visit(
+            spot.pair, np.stack([start_1, start_2]), np.stack([start_1 - one, start_2 - two])
+        )
 
     def _why_empty(self, number: int, domain: np.ndarray) -> str:
         there = domain == number
@@ -175,66 +237,25 @@ class PairSampler:
             f"domain {number} (largest extents {largest}); take a smaller patch"
         )
 
-    def _why_no_partner(self, rules: np.ndarray, first: np.ndarray, second: np.ndarray) -> str:
-        wanted = "the same patient" if self.pairing == "same_patient" else "another patient"
-        counts = "; ".join(
-            f"{rule!r}: {(first == number).sum()} and {(second == number).sum()}"
-            for number, rule in enumerate(rules)
-        )
-        return (
-            f"pairing {self.pairing!r}: none of the {len(first)} volumes of domain 1 has a partner "
-            f"of {wanted} among the {len(second)} of domain 2 whose frame's origin was found by "
-            f"the same rule; volumes of domains 1 and 2 by rule: {counts}"
-        )
+
+@dataclass(frozen=True)
+class _Spot:
+    """A place that a visit has drawn, the lowest and highest that it could have, and on which
+    condition."""
+
+    pair: tuple[int, int]
+    place: list[int]
+    low: list[int]
+    high: list[int]
+    valid: Callable[[tuple[int, int], np.ndarray], np.ndarray] | None
 
 
-# What `pair` needs of a volume: 18 integers, which `_Place` takes apart.
-_PLACE = ("shape", "frame_origin", "body_box", "cell_shape", "cells_grid")
-
-
-class _Place(NamedTuple):
-    extent: list[int]
-    origin: list[int]
-    body_low: list[int]
-    body_high: list[int]
-    cell: list[int]
-    grid: list[int]
-
-
-def _common_range(
-    places: tuple[_Place, _Place], patch_shape: Index
-) -> list[tuple[int, int]] | None:
-    """Lowest and highest u on each axis with the patch in both arrays, its centre in both boxes."""
-    ranges = []
-    for axis, size in enumerate(patch_shape):
-        low = max(max(0, p.body_low[axis] - size // 2) - p.origin[axis] for p in places)
-        high = min(
-            min(p.extent[axis] - size, p.body_high[axis] - 1 - size // 2) - p.origin[axis]
-            for p in places
-        )
-        if high < low:
-            return None
-        ranges.append((low, high))
-    return ranges
-
-
-class _Draws:
-    """Random integers of one sample: Philox (Salmon et al. 2011) keyed by (seed, n).
-
-    Taken from the raw words: NumPy promises those for all versions, `Generator`'s methods not.
-    """
-
-    def __init__(self, seed: int, n: int) -> None:
-        if not 0 <= n < 2**64:
-            raise ValueError(f"sample index is {n}; expected 0 to 2^64 - 1")
-        self._words = np.random.Philox(key=np.array([seed, n], np.uint64))
-        self._ready: list[int] = []
-
-    def below(self, bound: int) -> int:
-        """Uniform in 0 to bound - 1; its bias, bound / 2^64, is beyond any count of samples."""
-        if not self._ready:
-            self._ready = self._words.random_raw(16).tolist()
-        return self._ready.pop() * bound >> 64
+def _uniform(draws: Draws, low: list[int], high: list[int], count: int) -> np.ndarray:
+    """[count, 3] places from low to high inclusive."""
+    size = np.subtract(high, low).astype(np.uint64) + np.uint64(1)
+    offset = draws.fractions(count, 3) * size >> np.uint64(32)
+    places: np.ndarray = np.asarray(low, np.int64) + offset.astype(np.int64)
+    return places
 
 
 def rank_samples(step: int, rank: int, world_size: int, global_batch: int) -> range:
@@ -273,11 +294,6 @@ def split_patients(rows: Sequence[Row], fraction: float, seed: int) -> tuple[Cat
 def _unit_hash(seed: int, patient: str) -> float:
     digest = hashlib.sha256(f"{seed}\0{patient}".encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
-
-
-def _blocks(ordered: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where each wanted value begins and ends in an ordered array; both are equal if it lacks."""
-    return np.searchsorted(ordered, wanted, "left"), np.searchsorted(ordered, wanted, "right")
 
 
 def _sorted(rows: Catalogue) -> Catalogue:

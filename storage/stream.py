@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import threading
 from collections import deque
@@ -9,13 +11,14 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 
-from storage.catalogue import Index
 from storage.errors import StoreError
-from storage.sampling import Pairing, PairSampler, rank_samples, split_patients
+from storage.pairing import Balance, Pairing
+from storage.sampling import PairSampler, rank_samples, split_patients
+from storage.shard import ShardedArray
 from storage.store import Store
 
 __all__ = ["Batch", "PatchStream", "StreamSettings", "open_stream"]
@@ -44,12 +47,14 @@ class PatchStream(Iterator[Batch]):
     """Batches from `start_step` on, without end, in an order that the threads do not change.
 
     `step`, the step of the next batch, is the whole state: a stream opened with it as `start_step`
-    goes on exactly there, at any world size that divides `global_batch`.
+    goes on exactly there, at any world size that divides `global_batch`. The sampler's pool is a
+    multiple of `global_batch`, so that each slot belongs to one rank.
 
-    The cohort (all volumes of the sampler) is kept decoded in memory when it takes no more than
-    `memory_bytes`: then a patch is a slice of an array. Otherwise patches are read as boxes
-    through the store. At most in memory: that cohort where it is kept, 2 * threads + 1 batches, and
-    one volume (or box) per thread while it is being decoded.
+    Threads carry out visits in the order in which the batches need them. A visit writes its patches
+    straight into the batches that will deliver them, up to `patches_per_visit` rounds of the pool
+    ahead: nothing is kept decoded, and no patch is copied twice. The cohort (all volumes of the
+    sampler) is kept decoded only when it takes no more than `memory_bytes`; visits then copy from
+    there instead of reading, the same patches. At most `memory_bound_bytes` are in memory.
 
     What a thread raises is raised to the consumer. Not for use across a fork: threads stay behind.
     Raises StoreError when the sampler knows a volume that the store has not.
@@ -69,32 +74,63 @@ class PatchStream(Iterator[Batch]):
     ) -> None:
         if threads < 1:
             raise ValueError(f"threads is {threads}; expected 1 or more")
-        rank_samples(start_step, rank, world_size, global_batch)  # refuse wrong numbers now
+        share = len(rank_samples(start_step, rank, world_size, global_batch))
+        if sampler.pool % global_batch:
+            raise ValueError(
+                f"the sampler's pool is {sampler.pool}; expected a multiple of "
+                f"global_batch = {global_batch}"
+            )
         self.step = start_step
         self._store = store
-        self._sampler = sampler
+        self.sampler = sampler
         self._share = (rank, world_size, global_batch)
+        self._count = share
         self._volume_ids: list[str] = sampler.rows.column("volume_id").tolist()
         for volume_id in self._volume_ids:
             store.require(volume_id)
         shapes = sampler.rows.column("shape").astype(np.int64)
         self.cohort_bytes = int(2 * shapes.prod(axis=1).sum())
         self.in_memory = self.cohort_bytes <= memory_bytes
+        self._tallest = int(shapes[:, 0].max())
         self._decoded: dict[int, np.ndarray] = {}
         self._decoding = [threading.Lock() for _ in self._volume_ids] if self.in_memory else []
-        self._ahead: deque[Future[Batch]] = deque()
-        self._depth = 2 * threads
+        self._round = sampler.pool // global_batch
+        # Steps in which as many visits begin as keep the threads busy.
+        self._horizon = -(-2 * threads * sampler.patches_per_visit // share)
+        self._drafts: dict[int, _Draft] = {}
+        self._tasks = self._visits(start_step)
+        self._next_task = next(self._tasks)
+        self._ahead: deque[tuple[int, Future[None]]] = deque()
         self._process = os.getpid()
+        self._threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="patches")
+
+    @property
+    def memory_bound_bytes(self) -> int:
+        """Most bytes that the stream has in memory, beside the catalogue.
+
+        The batches under way, (pool / global_batch * (patches_per_visit - 1) + horizon + 1) times
+        this rank's share of pairs, where in `horizon` steps two visits for each thread begin; for
+        each thread what `ShardedArray.cut` takes; and the cohort where it is kept. Neither the
+        number of volumes nor that of samples is in it.
+        """
+        steps = self._round * (self.sampler.patches_per_visit - 1) + self._horizon + 1
+        pair_bytes = 2 * 2 * math.prod(self.sampler.patch_shape)
+        cohort = self.cohort_bytes if self.in_memory else 0
+        working = self._threads * ShardedArray.working_bytes(self._tallest)
+        return steps * self._count * pair_bytes + working + cohort
 
     def __next__(self) -> Batch:
         if os.getpid() != self._process:
             raise StoreError("PatchStream was opened before a fork; open one in each process")
-        while len(self._ahead) < self._depth:
-            self._ahead.append(self._pool.submit(self._batch, self.step + len(self._ahead)))
+        while self._next_task.step <= self.step + self._horizon:
+            self._submit(self._next_task)
+            self._next_task = next(self._tasks)
         # Taken off only when it is there: an error or Ctrl-C leaves `step` and the queue in line.
-        batch = self._ahead[0].result()
-        self._ahead.popleft()
+        while self._ahead and self._ahead[0][0] <= self.step:
+            self._ahead[0][1].result()
+            self._ahead.popleft()
+        batch = self._drafts.pop(self.step).finished(self.step, self._share, self.sampler)
         self.step += 1
         return batch
 
@@ -113,36 +149,50 @@ class PatchStream(Iterator[Batch]):
         """End the threads and let go of the volumes. A closed stream yields no more batches."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._ahead.clear()
+        self._drafts.clear()
         self._decoded.clear()
 
-    def _batch(self, step: int) -> Batch:
-        samples = rank_samples(step, *self._share)
-        shape = (len(samples), *self._sampler.patch_shape)
-        hu = (np.empty(shape, np.int16), np.empty(shape, np.int16))
-        frame = np.empty((len(samples), 2, 3), np.float64)
-        volume_ids = []
-        for index, n in enumerate(samples):
-            pair = self._sampler.pair(n)
-            for domain in (0, 1):
-                hu[domain][index] = self._patch(pair.volumes[domain], pair.starts[domain])
-            frame[index] = pair.frame
-            one, two = pair.volumes
-            volume_ids.append((self._volume_ids[one], self._volume_ids[two]))
-        return Batch(
-            hu1=hu[0],
-            hu2=hu[1],
-            position_mm=(frame * self._sampler.spacing_mm).astype(np.float32),
-            samples=np.array(samples, np.int64),
-            spacing_mm=self._sampler.spacing_mm,
-            volume_ids=tuple(volume_ids),
-        )
+    def _visits(self, start_step: int) -> Iterator[_Task]:
+        """This rank's visits by the step that needs them first; the first ones are under way."""
+        for step in itertools.count(start_step):
+            for position, n in enumerate(rank_samples(step, *self._share)):
+                slot, number, which = self.sampler.turn(n)
+                if which == 0 or step < start_step + self._round:
+                    yield _Task(step, position, slot, number, which)
 
-    def _patch(self, volume: int, start: Index) -> np.ndarray:
-        shape = self._sampler.patch_shape
+    def _submit(self, task: _Task) -> None:
+        count = self.sampler.patches_per_visit - task.which
+        drafts = [self._draft(task.step + turn * self._round) for turn in range(count)]
+        self._ahead.append((task.step, self._pool.submit(self._carry_out, task, drafts)))
+
+    def _draft(self, step: int) -> _Draft:
+        draft = self._drafts.get(step)
+        if draft is None:
+            shape = (self._count, *self.sampler.patch_shape)
+            draft = self._drafts[step] = _Draft.empty(shape)
+        return draft
+
+    def _carry_out(self, task: _Task, drafts: list[_Draft]) -> None:
+        """Write what is left of a visit into the batches that deliver it, one patch into each."""
+        visit = self.sampler.visit(task.slot, task.number)
+        at = task.position
+        for domain, volume in enumerate(visit.volumes):
+            outs = [draft.hu[domain][at] for draft in drafts]
+            self._cut(volume, visit.starts[domain, task.which :], outs)
+        one, two = (self._volume_ids[volume] for volume in visit.volumes)
+        place_mm = (visit.frame * self.sampler.spacing_mm).astype(np.float32)
+        for draft, place in zip(drafts, place_mm.swapaxes(0, 1)[task.which :], strict=True):
+            draft.position_mm[at] = place
+            draft.volume_ids[at] = (one, two)
+
+    def _cut(self, volume: int, starts: np.ndarray, outs: list[np.ndarray]) -> None:
+        shape = self.sampler.patch_shape
         if not self.in_memory:
-            return self._store.read_box(self._volume_ids[volume], start, shape)
-        z, y, x = (slice(a, a + n) for a, n in zip(start, shape, strict=True))
-        return self._whole(volume)[z, y, x]
+            self._store.cut(self._volume_ids[volume], starts, shape, outs)
+            return
+        whole, (d, h, w) = self._whole(volume), shape
+        for (z, y, x), out in zip(starts.tolist(), outs, strict=True):
+            out[...] = whole[z : z + d, y : y + h, x : x + w]
 
     def _whole(self, volume: int) -> np.ndarray:
         """The decoded volume; read once, by the first thread that asks, its digest checked."""
@@ -155,15 +205,69 @@ class PatchStream(Iterator[Batch]):
         return hu
 
 
+class _Task(NamedTuple):
+    """A visit of this rank: at `step` its patch `which` is the batch's sample at `position`."""
+
+    step: int
+    position: int
+    slot: int
+    number: int
+    which: int
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A batch under way. Its samples are written by the threads that carry out their visits."""
+
+    hu: tuple[np.ndarray, np.ndarray]
+    position_mm: np.ndarray
+    volume_ids: list[tuple[str, str]]
+
+    @classmethod
+    def empty(cls, shape: tuple[int, ...]) -> _Draft:
+        return cls(
+            (np.empty(shape, np.int16), np.empty(shape, np.int16)),
+            np.empty((shape[0], 2, 3), np.float32),
+            [("", "")] * shape[0],
+        )
+
+    def finished(self, step: int, share: tuple[int, int, int], sampler: PairSampler) -> Batch:
+        return Batch(
+            hu1=self.hu[0],
+            hu2=self.hu[1],
+            position_mm=self.position_mm,
+            samples=np.array(rank_samples(step, *share), np.int64),
+            spacing_mm=sampler.spacing_mm,
+            volume_ids=tuple(self.volume_ids),
+        )
+
+
 class StreamSettings(Protocol):
-    """How patches are drawn, as a configuration says it; `patch` is (h, w) or (d, h, w) voxels."""
+    """How patches are drawn, as a configuration says it.
+
+    patch: (h, w) or (d, h, w) voxels. slices: neighbouring slices in a patch of (h, w).
+    """
 
     @property
     def patch(self) -> Sequence[int]: ...
     @property
+    def slices(self) -> int: ...
+    @property
     def pairing(self) -> Pairing: ...
     @property
     def jitter(self) -> int: ...
+    @property
+    def balance(self) -> Balance: ...
+    @property
+    def body_fraction(self) -> float: ...
+    @property
+    def mask_fraction(self) -> float: ...
+    @property
+    def pool(self) -> int | None: ...
+    @property
+    def patches_per_visit(self) -> int: ...
+    @property
+    def amplification(self) -> float: ...
     @property
     def validation_fraction(self) -> float: ...
     @property
@@ -182,15 +286,26 @@ def open_stream(
     global_batch: int,
     start_step: int = 0,
 ) -> PatchStream:
-    """The training stream of one rank: the patients that are not held out for validation."""
+    """The training stream of one rank: the patients that are not held out for validation.
+
+    The pool, four batches where the settings leave it open, is rounded up to whole batches.
+    """
+    pool = -(-(settings.pool or 4 * global_batch) // global_batch) * global_batch
     training, _ = split_patients(store.rows, settings.validation_fraction, seed)
-    z, y, x = (*(1,) * (3 - len(settings.patch)), *settings.patch)
+    flat = len(settings.patch) == 2
+    z, y, x = (settings.slices, *settings.patch) if flat else settings.patch
     sampler = PairSampler(
         training,
         seed=seed,
         patch_shape=(z, y, x),
         pairing=settings.pairing,
+        balance=settings.balance,
         jitter=settings.jitter,
+        body_fraction=settings.body_fraction,
+        mask_fraction=settings.mask_fraction,
+        pool=pool,
+        patches_per_visit=settings.patches_per_visit,
+        amplification=settings.amplification,
     )
     return PatchStream(
         store,

@@ -37,7 +37,8 @@ def command(
     """The whole line: DICOM, store, training with Ray and DeepSpeed, translation, report.
 
     What an earlier run into the same folder has finished is not done again; Ctrl-C while training
-    saves a checkpoint, from which the same command goes on.
+    saves a checkpoint, from which the same command goes on. Translations are de-identified, under
+    the key of the ingest.
     """
     with refusals():
         clock = _Clock()
@@ -45,14 +46,16 @@ def command(
         clock.lap("DICOM")
 
         from storage.ingest import ingest
+        from storage.pseudonym import load_key
 
+        key = out / "pseudonyms.key"
         click.echo("ingest: DICOM to HU on one grid, de-identified, into a Zarr store")
         report = ingest(
             None,
             out / "store",
             manifest=manifest,
             spacing_mm=(3.0, 2.0, 2.0),
-            key_path=out / "pseudonyms.key",
+            key_path=key,
         )
         click.echo(report.table())
         clock.lap("ingest")
@@ -72,7 +75,8 @@ def command(
         from pmg.cli.pipeline import evaluate_and_report
 
         shutil.rmtree(out / "report", ignore_errors=True)  # an earlier demo's
-        evaluate_and_report(cases, run.root, out / "report", facts=clock.facts())
+        names = load_key(key, out / "report")
+        evaluate_and_report(cases, run.root, out / "report", names, facts=clock.facts())
 
 
 class _Clock:

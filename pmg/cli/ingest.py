@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from pmg.cli import refusals
-from pmg.cli.options import OUT_FOLDER
 
 if TYPE_CHECKING:
-    from storage.ingest_report import SeriesReport
+    from storage.ingest import Progress, Step
 
 
 @click.command(name="ingest")
 @click.argument("root", required=False, type=click.Path(exists=True, path_type=Path))
-@click.option("--store", type=OUT_FOLDER, required=True, help="made if it does not exist")
+@click.option(
+    "--store", required=True, metavar="FOLDER|URL", help="made if it does not exist; or s3://..."
+)
 @click.option(
     "--manifest",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -24,6 +29,11 @@ if TYPE_CHECKING:
 )
 @click.option("--domain", type=click.IntRange(1, 2), help="of all series under ROOT")
 @click.option("--phase", help="of all series under ROOT, such as non_contrast or portal")
+@click.option(
+    "--rules",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="YAML file that tells domain and phase of every series under ROOT from its header",
+)
 @click.option(
     "--spacing",
     nargs=3,
@@ -38,38 +48,79 @@ if TYPE_CHECKING:
     required=True,
     help="file with the secret key of the pseudonyms, outside the store; made if there is none",
 )
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="processes; by default one for each core that there are 4 GiB of memory for",
+)
 def command(
     root: Path | None,
-    store: Path,
+    store: str,
     manifest: Path | None,
     domain: int | None,
     phase: str | None,
+    rules: Path | None,
     spacing: tuple[float, float, float] | None,
     key: Path,
+    workers: int | None,
 ) -> None:
     """Bring DICOM series or NIfTI files into a store.
 
-    Either ROOT with --domain and --phase, or --manifest. Series that cannot be read are refused
-    with a reason, the others go on; a second run skips what is done. No name, date or UID enters
-    the store.
+    Either ROOT with --domain and --phase or with --rules, or --manifest. Series that cannot be read
+    are refused with a reason, the others go on; a second run skips what is done. No name, date or
+    UID enters the store. Ctrl-C keeps what is done.
     """
     from storage.ingest import ingest
 
-    def show(done: int, total: int, one: SeriesReport) -> None:
-        click.echo(f"[{done}/{total}] {one.verdict}  {one.path}")
-
-    with refusals():
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    with refusals(), shown() as progress:
         report = ingest(
             root,
             store,
             manifest=manifest,
             domain=domain,
             phase=phase,
+            rules=rules,
             spacing_mm=spacing,
             key_path=key,
-            progress=show,
+            workers=workers,
+            progress=progress,
         )
     click.echo(report.table())
     click.echo(f"next: pmg info {store}")
     if report.series and not report.count("ingested") and not report.count("skipped"):
         raise click.ClickException("no series could be ingested")
+
+
+@contextmanager
+def shown() -> Iterator[Progress]:
+    """A bar with the speed and the time that is left; without a terminal a line for each series."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console()
+    if not console.is_terminal:
+        yield _line
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("reading headers", total=1.0)
+
+        def show(step: Step) -> None:
+            if step.report is None:
+                done = f"{step.series} series, {step.scanned} headers read"
+            else:
+                seconds = bar.tasks[0].elapsed or 0.0
+                speed = step.files / seconds if seconds else 0.0
+                done = f"{step.series} series, {step.files} files, {speed:.0f} slices/s"
+                if step.report.verdict == "refused":
+                    bar.console.print(f"refused  {step.report.path}", markup=False, soft_wrap=True)
+            bar.update(task, completed=step.share, description=done)
+
+        yield show
+
+
+def _line(step: Step) -> None:
+    if step.report is not None:
+        one = step.report
+        click.echo(f"[{step.series}, {step.share:.0%}] {one.verdict}  {one.path}")

@@ -7,7 +7,13 @@ from pathlib import Path
 import click
 
 from pmg.cli import refusals
-from pmg.cli.options import FOLDER, OUT_FOLDER, device_option
+from pmg.cli.options import (
+    FOLDER,
+    OUT_FOLDER,
+    device_option,
+    identity_options,
+    pseudonyms_of,
+)
 
 
 @click.command(name="translate")
@@ -23,6 +29,7 @@ from pmg.cli.options import FOLDER, OUT_FOLDER, device_option
     help="domain of the sources; they are translated to the other",
 )
 @click.option("--description", help="SeriesDescription of what is written")
+@identity_options
 @device_option
 def command(
     sources: tuple[Path, ...],
@@ -30,14 +37,18 @@ def command(
     out: Path,
     domain: int,
     description: str | None,
+    key: Path | None,
+    keep_identity: bool,
     device: str,
 ) -> None:
     """Translate series to the other domain.
 
     SOURCES are folders with DICOM series or NIfTI files. For every series OUT gets a folder with
-    the derived DICOM series (new UIDs, the source's frame of reference, HU) and a NIfTI file on
-    the source's grid. The written DICOM keeps the source's patient identity: it belongs where the
-    source came from.
+    the derived DICOM series and a NIfTI file on the source's grid.
+
+    What is written is de-identified by the Basic Profile of DICOM PS3.15: pseudonyms for patient
+    and UIDs, no dates, no words of the source. With --keep-identity it keeps the source's patient,
+    study, dates, frame of reference and references, and belongs where the source came from.
     """
     from rich.progress import Progress
 
@@ -47,6 +58,7 @@ def command(
 
     failed = []
     with refusals():
+        names = pseudonyms_of(key, keep_identity, out)
         translator = VolumeTranslator.open(model, domain, device)
         found = [find_sources(source) for source in sources]
         for refusal in (r for _, refused in found for r in refused):
@@ -67,7 +79,7 @@ def command(
                         ),
                     )
                     place = out / f"{number:03d}"
-                    written = write_translation(translated, source, headers, place, text)
+                    written = write_translation(translated, source, headers, place, text, names)
                 except (ValueError, OSError) as error:
                     failed.append(f"{source.files[0].parent}: {error}")
                     continue

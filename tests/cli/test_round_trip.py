@@ -1,5 +1,8 @@
 """DICOM -> store -> DICOM, and DICOM -> translation -> DICOM, through the commands."""
 
+import gzip
+
+import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
@@ -7,6 +10,7 @@ import SimpleITK as sitk
 import torch
 from click.testing import CliRunner
 from pydicom.dataset import Dataset
+from pydicom.uid import generate_uid
 
 from pmg.cli import main
 from pmg.config import Config
@@ -15,6 +19,7 @@ from pmg.weights import save_translator
 from storage.dicom_write import write_series
 from storage.nifti import write_nifti
 from storage.phantom import Protocol, draw_subject, render
+from storage.pseudonym import load_key
 from storage.volume import Volume
 
 SMALL = Protocol(shape=(12, 96, 96), spacing_mm=(6.0, 4.2, 4.2), thickness_mm=6.0)
@@ -142,9 +147,96 @@ def test_a_translation_lies_where_its_source_lies_and_says_what_it_is(tmp_path, 
     assert one.ImageType[:2] == ["DERIVED", "SECONDARY"]
     assert one.SeriesInstanceUID != original.SeriesInstanceUID
     assert one.SOPInstanceUID != original.SOPInstanceUID
-    assert one.FrameOfReferenceUID == original.FrameOfReferenceUID
+    assert one.FrameOfReferenceUID not in ("", original.FrameOfReferenceUID)
     assert "not for diagnosis" in one.SeriesDescription
     assert "Not for diagnosis" in one.DerivationDescription
+
+
+def first_slice(folder):
+    return pydicom.dcmread(sorted(folder.glob("*.dcm"))[0])
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory):
+    """Two series of one study, and one of another patient."""
+    folder = tmp_path_factory.mktemp("studies")
+    volume = render(draw_subject(4), "non_contrast", SMALL, 6)
+    study = generate_uid()
+    for name, patient, uid in (("a", "0815", study), ("b", "0815", study), ("c", "4711", "1.2.3")):
+        one = header()
+        one.PatientID, one.StudyInstanceUID, one.StudyDate = patient, uid, "19990101"
+        write_series(volume, folder / name, one)
+    return folder
+
+
+def test_what_is_translated_is_de_identified_and_linked_by_the_key_alone(tmp_path, model, studies):
+    for out, key in (("keyed", "key"), ("again", "key"), ("other", "key2"), ("bare", None)):
+        option = ("--key", tmp_path / key) if key else ()
+        invoke("translate", studies, "--model", model, "--out", tmp_path / out, *option)
+    written = {
+        out: [first_slice(tmp_path / out / f"00{n}" / "dicom") for n in (1, 2, 3)]
+        for out in ("keyed", "again", "other", "bare")
+    }
+    for a, b, c in written.values():
+        assert a.PatientIdentityRemoved == "YES"
+        assert "StudyDate" in a
+        assert not a.StudyDate
+        assert "SeriesDate" not in a
+        assert a.StudyInstanceUID == b.StudyInstanceUID != c.StudyInstanceUID
+        assert a.PatientID == b.PatientID != c.PatientID
+        assert a.SeriesInstanceUID != b.SeriesInstanceUID
+    for keyword in ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID"):
+        first = {out: some[0][keyword].value for out, some in written.items()}
+        assert first["keyed"] == first["again"]
+        assert len(set(first.values())) == 3, keyword
+    names = load_key(tmp_path / "key", tmp_path / "keyed")
+    source, one = first_slice(studies / "a"), written["keyed"][0]
+    assert one.PatientID == names.of("patient", "0815")
+    (reference,) = one.SourceImageSequence
+    assert reference.ReferencedSOPInstanceUID == names.uid(source.SOPInstanceUID)
+
+
+def test_the_identity_is_kept_only_on_demand(tmp_path, model, studies):
+    arguments = ["translate", studies / "a", "--model", model, "--out", tmp_path / "out"]
+    invoke(*arguments, "--keep-identity")
+    source, one = first_slice(studies / "a"), first_slice(tmp_path / "out" / "001" / "dicom")
+    for keyword in ("PatientID", "PatientName", "StudyInstanceUID", "FrameOfReferenceUID"):
+        assert one[keyword].value == source[keyword].value
+    assert one.StudyDate == "19990101"
+    assert one.SeriesDate
+    assert one.SourceImageSequence[0].ReferencedSOPInstanceUID == source.SOPInstanceUID
+    assert "PatientIdentityRemoved" not in one
+    both = [*arguments, "--keep-identity", "--key", tmp_path / "key"]
+    refused = CliRunner().invoke(main, [str(one) for one in both])
+    assert refused.exit_code != 0
+    assert "leave out --key" in refused.output
+    assert not (tmp_path / "key").exists()
+
+
+def test_a_series_that_says_it_shows_text_is_not_called_de_identified(tmp_path, model):
+    one = header()
+    one.BurnedInAnnotation = "YES"
+    write_series(render(draw_subject(4), "non_contrast", SMALL, 6), tmp_path / "in", one)
+    arguments = ["translate", tmp_path / "in", "--model", model, "--out", tmp_path / "out"]
+    refused = CliRunner().invoke(main, [str(one) for one in arguments])
+    assert refused.exit_code != 0
+    assert "BurnedInAnnotation (0028,0301) is YES" in refused.output
+    assert not list((tmp_path / "out").rglob("*.dcm"))
+    invoke(*arguments, "--keep-identity")
+    assert first_slice(tmp_path / "out" / "001" / "dicom").BurnedInAnnotation == "YES"
+
+
+def test_the_words_of_a_nifti_header_are_not_written_again(tmp_path, model):
+    write_nifti(render(draw_subject(5), "non_contrast", SMALL, 7), tmp_path / "plain.nii")
+    image = nib.load(tmp_path / "plain.nii")
+    for name in ("descrip", "aux_file", "intent_name", "db_name", "data_type"):
+        image.header[name] = b"ZQXKDOE"
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"ZQXKDOE"))
+    nib.save(image, tmp_path / "scan.nii")
+    assert (tmp_path / "scan.nii").read_bytes().count(b"ZQXKDOE") == 6
+    invoke("translate", tmp_path / "scan.nii", "--model", model, "--out", tmp_path / "out")
+    (written,) = (tmp_path / "out").rglob("*.nii.gz")
+    assert b"ZQXK" not in gzip.decompress(written.read_bytes())
 
 
 def test_nifti_is_translated_to_nifti_with_the_sources_affine(tmp_path, model):

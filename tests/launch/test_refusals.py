@@ -50,7 +50,7 @@ def test_a_store_of_one_domain(store, tmp_path):
     with one_sided.writer() as writer:
         writer.commit([], removed=["ct-2-1", "ct-2-2"])
     with pytest.raises(ConfigError, match=r"domain \[1\]; training needs both"):
-        train(small_config(one_sided.path), tmp_path / "run")
+        train(small_config(one_sided.place.root), tmp_path / "run")
 
 
 def test_patches_larger_than_the_volumes(store, tmp_path):
@@ -80,11 +80,11 @@ def test_a_checkpoint_that_other_settings_wrote(store, tmp_path, section, field,
 
 def test_a_checkpoint_that_was_trained_on_another_cohort(tmp_path):
     store = make_store(tmp_path / "store")
-    folder = with_checkpoint(tmp_path / "run", small_config(store.path))
+    folder = with_checkpoint(tmp_path / "run", small_config(store.place.root))
     with store.writer() as writer:
         writer.commit([], removed=["ct-2-1"])
     with pytest.raises(checkpoint.CheckpointError, match=r"data\.store is catalogue \w+ there"):
-        train(small_config(store.path), folder.root)
+        train(small_config(store.place.root), folder.root)
 
 
 def test_a_folder_in_which_another_run_is_under_way(store, tmp_path):

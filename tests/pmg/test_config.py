@@ -35,7 +35,7 @@ def test_an_unknown_field_is_refused_with_the_nearest_right_one(wrong, right):
 
 def test_a_field_like_no_other_is_refused_with_all_that_there_are():
     message = refusal("translate.qqqq=1")
-    assert message == "config translate.qqqq: unknown field; known: tile, overlap, batch"
+    assert message == "config translate.qqqq: unknown field; known: tile, margin, overlap, batch"
 
 
 @pytest.mark.parametrize(
@@ -74,6 +74,10 @@ def test_a_value_out_of_range_is_refused_by_name_with_what_is_allowed(
         (["data.patch=[64, 64, 64]"], "both be 2D or both 3D"),
         (["data.patch=[64, 32]"], "data.patch [64, 32] must be at least 64 along each axis"),
         (["prior.components=100", "prior.min_weight=0.01"], "0.01 times components 100"),
+        (["data.slices=2"], "slices 2 must be odd"),
+        (["data.slices=3", "data.patch=[64, 64, 64]"], "slices 3 needs a 2D patch"),
+        (["model.architecture=unit"], "latent_channels 16 must be 256 in architecture unit"),
+        (["loss.r1=5", "launch.zero_stage=3"], "loss.r1 5.0 needs launch.zero_stage 0, 1 or 2"),
         (["train.batch=15"], "train.batch 15 must be a multiple of launch.workers 2"),
         (["train.log_every=7"], "checkpoint_every 500 must be a multiple of log_every 7"),
     ],
@@ -159,8 +163,34 @@ def test_every_preset_is_a_valid_tree(name):
 
 
 def test_a_preset_can_be_overridden():
-    config = load_config("unit", ["model.width=4", "model.latent_channels=8"])
+    config = load_config("unit", ["model.width=4", "model.latent_channels=16"])
     assert (config.prior.components, config.model.posterior, config.model.width) == (1, "unit", 4)
+
+
+def test_a_file_is_laid_over_the_preset_that_it_names(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("preset: unit\ntrain: {steps: 7}\noptim: {lr: 2.0e-4}\n")
+    config = load_config(path, ["train.seed=3"])
+    assert config == load_config("unit", ["train.steps=7", "optim.lr=2e-4", "train.seed=3"])
+
+
+@pytest.mark.parametrize("name", ["unti", "3", "[unit]"])
+def test_a_preset_that_there_is_not_is_refused_with_those_there_are(tmp_path, name):
+    path = tmp_path / "run.yaml"
+    path.write_text(f"preset: {name}\n")
+    message = refusal(source=path)
+    assert message.startswith("config preset: ")
+    assert "demo, faithful, recommended, unit" in message
+
+
+def test_options_that_the_paper_does_not_have_are_off_in_its_presets():
+    for name in ("faithful", "unit"):
+        config = load_config(name)
+        loss, model = config.loss, config.model
+        assert (loss.lambda_change, loss.lambda_gradient, loss.r1) == (0, 0, 0)
+        assert (loss.calcium_weight, loss.free_bits, loss.kl_warmup_steps) == (1, 0, 0)
+        assert (model.skip, model.position) == (False, False)
+        assert config.discriminator.spectral_norm is False
 
 
 def test_the_preset_of_unit_is_its_latent():
@@ -186,7 +216,7 @@ def test_paths_and_tuples_survive_yaml(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(config.to_yaml())
     again = load_config(path)
-    assert again.data.store == Path("/a/store")
+    assert again.data.store == "/a/store"
     assert again.data.spacing_mm == (3.0, 2.0, 2.0)
 
 

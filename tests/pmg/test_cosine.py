@@ -20,6 +20,17 @@ def test_cosine_basis_is_orthonormal_and_complete(dims, stride):
     torch.testing.assert_close(skip.synthesise(skip.analyse(x)), x, atol=1e-5, rtol=0)
 
 
+def test_a_stack_of_slices_is_a_block_of_the_transform():
+    x = patches(2, 3, 8, 8)
+    skip = CosineSkip(3 * 16, 4, 2, slices=3)
+    z = skip.analyse(x)
+    torch.testing.assert_close(skip.synthesise(z), x, atol=1e-5, rtol=0)
+    transform = dctn(x[0, :, 4:, :4].numpy(), norm="ortho")
+    order = sorted(np.ndindex(3, 4, 4), key=lambda f: (sum(f), f))
+    np.testing.assert_allclose(z[0, :, 1, 0], [transform[f] for f in order], atol=1e-5)
+    assert torch.equal(CosineSkip(9, 4, 2, slices=1).basis, CosineSkip(9, 4, 2).basis)
+
+
 @pytest.mark.parametrize(("dims", "stride"), [(2, 4), (3, 2)])
 def test_cosine_path_is_the_transform_of_scipy_lowest_frequencies_first(dims, stride):
     x = patches(1, 1, *(stride,) * dims)

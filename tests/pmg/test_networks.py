@@ -8,7 +8,7 @@ from tiny import SPACING_MM, patches, places, shaken, tiny_config
 from torch import nn
 
 from pmg.model import Critic, Translator, other
-from pmg.networks import Posterior, norm_layer
+from pmg.networks import _LINEAR, Posterior, norm_layer
 from pmg.where import Where
 
 
@@ -203,3 +203,68 @@ def test_samples_have_the_posteriors_mean_and_variance():
 
 def test_the_other_domain_of_one_is_two():
     assert (other(1), other(2)) == (2, 1)
+
+
+STACKS = {"pmg": {}, "unit": {"architecture": "unit", "latent_channels": 8, "norm": "instance"}}
+STACKS["unit"] |= {"posterior": "unit", "skip": False, "position": False}
+
+
+@pytest.mark.parametrize("architecture", STACKS)
+def test_stacks_of_slices_go_in_and_come_out_as_channels(architecture):
+    config = tiny_config(data={"slices": 3}, model=STACKS[architecture])
+    model, critic = shaken(Translator(config)), shaken(Critic(config))
+    x, where = patches(2, 3, 16, 16), places(2)
+    translated, _ = model.translate(1, x, where)
+    assert translated.shape == x.shape
+    for n in range(3):  # every slice matters to the middle one and to the scores
+        altered = x.clone()
+        altered[:, n] *= -1
+        assert (model.translate(1, altered, where)[0] - translated)[:, 1].abs().max() > 1e-4
+        assert not torch.equal(critic.scores(1, altered, where)[0], critic.scores(1, x, where)[0])
+
+
+def test_a_fresh_model_of_stacks_translates_to_the_identity():
+    config = tiny_config(data={"slices": 3}, model={"latent_channels": 12})
+    x = patches(2, 3, 16, 16)
+    translated, _ = Translator(config).translate(2, x, places(2))
+    assert (translated - x).abs().max() < 1e-5
+
+
+def rough(image: torch.Tensor, lowest: float) -> float:
+    """Share of the energy of a windowed image above `lowest` cycles a voxel along an axis."""
+    image = (image - image.mean())[0, 0]
+    fade = torch.hann_window(image.shape[0])
+    spectrum = torch.fft.fft2(image * fade[:, None] * fade).abs().square()
+    frequency = torch.fft.fftfreq(image.shape[0]).abs() > lowest
+    high = frequency[:, None] | frequency
+    return float(spectrum[high].sum() / spectrum.sum())
+
+
+def without_skip(seed: int) -> Translator:
+    return translator(seed, downsamplings=2, width=8, skip=False, position=False)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("seed", range(3))
+def test_up_sampling_makes_no_pattern_of_an_even_latent_as_a_strided_transpose_does(seed):
+    even = torch.randn(1, 4, 1, 1, generator=torch.Generator().manual_seed(seed))
+    even = even.expand(-1, -1, 24, 24)
+    image = without_skip(seed).decode(1, even, places(1))[..., 24:-24, 24:-24]
+    assert image.std() < 1e-5 * image.abs().max()
+    transpose = nn.ConvTranspose2d(4, 1, 3, stride=2, padding=1, output_padding=1)
+    assert rough(transpose(even)[..., 8:-8, 8:-8], 0.375) > 0.01
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("seed", range(3))
+def test_up_sampling_leaves_no_trace_of_the_latents_grid_in_a_smooth_image(seed, monkeypatch):
+    frequency = torch.fft.fftfreq(64)
+    low = torch.exp(-80 * (frequency[:, None] ** 2 + frequency**2))
+    noise = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(seed))
+    smooth = torch.fft.ifft2(torch.fft.fft2(noise) * low).real
+    smooth /= smooth.std()
+    model, where = without_skip(seed), places(1)
+    inside = (..., slice(32, -32), slice(32, -32))
+    assert rough(model.decode(1, smooth, where)[inside], 0.375) < 1e-5
+    monkeypatch.setitem(_LINEAR, 4, "nearest")  # what it is measured against
+    assert rough(model.decode(1, smooth, where)[inside], 0.375) > 5e-4

@@ -16,16 +16,19 @@ from torch.distributions import (
     Normal,
     kl_divergence,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pmg.prior import (
     KL_ESTIMATORS,
     Mixture,
     MixturePrior,
+    active_channels,
     effective_components,
     kl_bound,
     kl_min,
     kl_monte_carlo,
     kl_vade,
+    mean_responsibilities,
     responsibilities,
 )
 
@@ -244,6 +247,78 @@ def test_variances_from_1e_minus_6_to_1e6_stay_finite_with_their_gradients(
     torch.testing.assert_close(share.sum(dim=1), torch.ones(2, 2))
 
 
+@EXAMPLES
+@given(
+    components=st.sampled_from([1, 5, 64]),
+    channels=st.sampled_from([1, 16, 64]),
+    least=st.floats(-6, 0),
+    near=st.booleans(),
+    seed=SEEDS,
+)
+def test_float32_figures_and_gradients_are_those_of_float64_at_the_smallest_variances(
+    components, channels, least, near, seed
+):
+    generator = torch.Generator().manual_seed(seed)
+
+    def log_variances(*shape: int) -> Tensor:
+        return math.log(10) * least * torch.rand(shape, generator=generator)
+
+    centre = 10 * torch.randn(components, channels, generator=generator)
+    # On a component, terms of 1e8 nats must cancel to nothing.
+    mean = 10 * torch.randn(3, channels, 2, generator=generator)
+    if near:
+        mean[:] = centre[0][:, None]
+    log_weights = torch.full((components,), -math.log(components))
+    mixture = Mixture(log_weights, centre, log_variances(components, channels))
+    log_var = log_variances(3, channels, 2)
+
+    leaves = [t.requires_grad_() for t in (mean, log_var, mixture.mean, mixture.log_var)]
+    exact = [t.detach().double().requires_grad_() for t in leaves]
+    prior = Mixture(log_weights.double(), exact[2], exact[3])
+    q = posterior_vectors(*exact[:2])
+    parts = [kl_divergence(q, component(prior, k)) for k in range(components)]
+    expected = torch.stack(parts, dim=1)
+    torch.testing.assert_close(
+        mixture.kl_to_components(*leaves[:2]), expected.float(), rtol=1e-6, atol=1e-5
+    )
+    torch.testing.assert_close(
+        mixture.log_prob(mean),
+        as_distribution(prior).log_prob(exact[0].movedim(1, -1)).float(),
+        rtol=1e-6,
+        atol=1e-5,
+    )
+    bound = -torch.logsumexp(prior.log_weights[:, None] - expected, dim=1).sum() / channels
+    gradients = torch.autograd.grad(kl_bound(*leaves[:2], mixture).sum(), leaves)
+    for ours, theirs in zip(gradients, torch.autograd.grad(bound, exact), strict=True):
+        # Responsibilities are a softmax over nats, of which float32 has 7 digits.
+        scale = theirs.abs().max().item()
+        torch.testing.assert_close(ours, theirs.float(), rtol=1e-4, atol=1e-4 * scale + 1e-6)
+
+
+class _Largest(TorchDispatchMode):
+    """The most numbers that any operation put out."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(value, Tensor):
+                self.numel = max(self.numel, value.untyped_storage().nbytes() // value.itemsize)
+        return result
+
+
+@pytest.mark.parametrize("name", KL_ESTIMATORS)
+def test_memory_grows_with_the_latent_and_not_with_its_product_with_the_components(name):
+    batch, channels, components, side = 1, 64, 64, 16
+    prior = MixturePrior(components, channels)
+    mean, log_var = (torch.randn(batch, channels, side, side).requires_grad_() for _ in range(2))
+    with _Largest() as largest:
+        KL_ESTIMATORS[name](mean, log_var, prior.mixture()).sum().backward()
+        responsibilities(mean, log_var, prior.mixture())
+    assert mean.numel() <= largest.numel <= 2 * mean.numel()
+
+
 @pytest.mark.parametrize("name", KL_ESTIMATORS)
 def test_bfloat16_networks_get_float32_figures(name):
     prior = MixturePrior(3, 4).to(torch.bfloat16).mixture()
@@ -358,7 +433,17 @@ def test_effective_components_count_those_in_use():
     one_hot[:, 2] = 1
     each_in_turn = torch.eye(5)[None]  # [1, K, 5]: every position its own component
     half = torch.tensor([0.5, 0.5, 0, 0, 0]).view(1, 5, 1)
-    assert effective_components(balanced).item() == pytest.approx(5)
-    assert effective_components(one_hot).item() == pytest.approx(1)
-    assert effective_components(each_in_turn).item() == pytest.approx(5)
-    assert effective_components(half).item() == pytest.approx(2)
+    for shares, count in ((balanced, 5), (one_hot, 1), (each_in_turn, 5), (half, 2)):
+        mean_share = mean_responsibilities(shares)
+        assert mean_share.sum().item() == pytest.approx(1)
+        assert effective_components(mean_share).item() == pytest.approx(count)
+
+
+def test_a_channel_is_active_if_its_posterior_mean_differs_between_positions():
+    generator = torch.Generator().manual_seed(0)
+    mean = torch.randn(4, 5, 30, 30, generator=generator)
+    mean *= torch.tensor([1.0, 0.11, 0.09, 0.0, 0.0])[:, None, None]
+    mean[:, 4] = 7.0  # constant, if far from zero
+    assert active_channels(mean).item() == pytest.approx(2 / 5)
+    # Variance between the patches of a batch counts as that between positions of a patch.
+    assert active_channels(torch.tensor([[0.0], [1.0]]).view(2, 1, 1, 1)).item() == 1

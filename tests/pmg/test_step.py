@@ -12,7 +12,7 @@ from tiny import shaken, stream_batch, tiny_config
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal, kl_divergence
 
-from pmg.config import Config
+from pmg.config import Config, LossConfig
 from pmg.engine import TorchEngine
 from pmg.model import Critic, Translator
 from pmg.networks import Posterior
@@ -32,6 +32,9 @@ TERMS = {
     "discriminator": "gan{i}.discriminator",
 }
 DOCUMENTED = {name.format(i=i) for name in TERMS.values() for i in (1, 2)}
+HEALTH = {"prior.effective_components", "latent.active_channels"} | {
+    f"prior.responsibility{k}" for k in (1, 2, 3)
+}
 
 
 def prepared(config: Config) -> tuple[Translator, Critic, Pair]:
@@ -96,8 +99,16 @@ def kl(q: Posterior, prior: Mixture, minimum: float) -> Tensor:
     return torch.clamp(value, min=minimum) if minimum else value
 
 
-def negative_log_likelihood(kind: str, x_hat: Tensor, x: Tensor) -> Tensor:
-    return (x_hat - x).abs().mean() if kind == "laplace" else ((x_hat - x) ** 2).mean() / 2
+def to_hu(x: Tensor) -> Tensor:
+    """The default window from intensities to HU, by its definition."""
+    low, high = (torch.asinh(torch.tensor((hu - 50.0) / 150)) for hu in (-1024, 3071))
+    return 50 + 150 * torch.sinh(x.clamp(-1, 1) * (high - low) / 2 + (high + low) / 2)
+
+
+def negative_log_likelihood(loss: LossConfig, x_hat: Tensor, x: Tensor) -> Tensor:
+    error = (x_hat - x).abs() if loss.likelihood == "laplace" else (x_hat - x) ** 2 / 2
+    calcium = to_hu(x) > loss.calcium_hu
+    return torch.where(calcium, loss.calcium_weight * error, error).mean()
 
 
 def plain_step(
@@ -115,7 +126,7 @@ def plain_step(
     for i, j in ((1, 2), (2, 1)):
         own = terms[f"vae{i}.kl"] = terms[f"cycle{i}.kl"] = kl(q[i], prior, loss.free_bits)
         x_self = translator.decode(i, z[i], pair.where[i])
-        reconstruction = negative_log_likelihood(loss.likelihood, x_self, pair.x[i])
+        reconstruction = negative_log_likelihood(loss, x_self, pair.x[i])
         terms[f"vae{i}.reconstruction"] = reconstruction
         vae = kl_scale * loss.lambda_kl * own + loss.lambda_reconstruction * reconstruction
 
@@ -124,7 +135,7 @@ def plain_step(
         z_j = q_j.mean + torch.exp(q_j.log_var / 2) * pair.noise[1 + i]
         x_back = translator.decode(i, z_j, pair.where[i])
         translated = terms[f"cycle{i}.kl_translated"] = kl(q_j, prior, loss.free_bits)
-        back = negative_log_likelihood(loss.likelihood, x_back, pair.x[i])
+        back = negative_log_likelihood(loss, x_back, pair.x[i])
         terms[f"cycle{i}.reconstruction"] = back
         cycle = kl_scale * (loss.lambda_cycle_kl * own + second * translated)
         cycle = cycle + loss.lambda_cycle * back
@@ -135,6 +146,12 @@ def plain_step(
         )
         terms[f"gan{i}.generator"] = game
         total = total + vae + cycle + loss.lambda_gan * game
+        if loss.lambda_gradient:
+            changed = (to_hu(x_ij) - to_hu(pair.x[i])) / 100
+            rows = (changed[..., 1:, :] - changed[..., :-1, :]).abs().mean()
+            columns = (changed[..., 1:] - changed[..., :-1]).abs().mean()
+            terms[f"gradient{i}"] = (rows + columns) / 2
+            total = total + loss.lambda_gradient * terms[f"gradient{i}"]
 
         real = critic.scores(i, pair.x[i], pair.where[i])
         fake = critic.scores(i, x_ji.detach(), pair.where[j])
@@ -142,6 +159,13 @@ def plain_step(
         d = sum(DISCRIMINATOR_SIDE[loss.adversarial](r, f) for r, f in sides)
         terms[f"gan{i}.discriminator"] = d
         total_d = total_d + loss.lambda_gan * d
+        if loss.r1:
+            x = pair.x[i].clone().requires_grad_()
+            d_of_x = sum(s.mean(dim=(1, 2, 3)) for s in critic.scores(i, x, pair.where[i]))
+            (slope,) = torch.autograd.grad(d_of_x.sum(), x, create_graph=True)
+            penalty = loss.r1 / 2 * (slope**2).sum(dim=(1, 2, 3)).mean()
+            terms[f"gan{i}.r1"] = loss.r1_every * penalty
+            total_d = total_d + terms[f"gan{i}.r1"]
     return terms | {"total": total}, total, total_d
 
 
@@ -170,10 +194,22 @@ VARIANTS = {
         }
     },
     "free bits": {"loss": {"free_bits": 5.0}},
+    "fine structure": {
+        "loss": {"lambda_gradient": 0.3, "calcium_weight": 4.0, "calcium_hu": 120.0}
+    },
+    "gradient penalty": {"loss": {"r1": 50.0, "r1_every": 4}},
     "unit": {
-        "model": {"posterior": "unit", "norm": "instance", "skip": False, "position": False},
+        "model": {
+            "architecture": "unit",
+            "latent_channels": 8,
+            "posterior": "unit",
+            "norm": "instance",
+            "skip": False,
+            "position": False,
+        },
         "prior": {"components": 1, "learned": False},
     },
+    "2.5d": {"data": {"slices": 3}},
     "3d": {"data": {"patch": (8, 8, 8)}, "translate": {"tile": (8, 8, 8)}},
 }
 
@@ -217,37 +253,55 @@ def test_the_printed_weight_makes_the_translated_kl_a_thousand_times_heavier():
 def test_every_term_is_reported_by_its_name(estimator):
     config = tiny_config(loss={"kl": estimator})
     terms, *_ = step_on_copies(config, *prepared(config))
-    assert terms.keys() == DOCUMENTED | {"total", "prior.effective_components"}
+    assert terms.keys() == DOCUMENTED | HEALTH | {"total"}
     assert all(value.dim() == 0 and value.isfinite() for value in terms.values())
     assert not any(value.requires_grad for value in terms.values())
     assert 1 <= terms["prior.effective_components"] <= 3 + 1e-4
+    assert 0 <= terms["latent.active_channels"] <= 1
+    shares = [terms[f"prior.responsibility{k}"].item() for k in (1, 2, 3)]
+    assert sum(shares) == pytest.approx(1, abs=1e-5)
 
 
 def test_the_change_of_hu_is_a_term_only_where_it_is_weighed():
     config = tiny_config(loss={"lambda_change": 0.5})
     translator, critic, pair = prepared(config)
     terms, stepped, _ = step_on_copies(config, translator, critic, pair)
-    assert terms.keys() == DOCUMENTED | {
-        "total",
-        "prior.effective_components",
-        "change1",
-        "change2",
-    }
+    assert terms.keys() == DOCUMENTED | HEALTH | {"total", "change1", "change2"}
     without, total, _ = plain_step(config, translator, critic, pair, kl_scale=1.0)
     changes = []
     for i, j in ((1, 2), (2, 1)):
         q = translator.encode(i, pair.x[i], pair.where[i])
         x_ij = translator.decode(j, q.sample(pair.noise[i - 1]), pair.where[i])
-        # The default window from intensities to HU, by its definition.
-        low, high = (torch.asinh(torch.tensor((hu - 50.0) / 150)) for hu in (-1024, 3071))
-        hu, hu_ij = (
-            50 + 150 * torch.sinh(x.clamp(-1, 1) * (high - low) / 2 + (high + low) / 2)
-            for x in (pair.x[i], x_ij)
-        )
+        hu, hu_ij = to_hu(pair.x[i]), to_hu(x_ij)
         changes.append((hu_ij - hu).abs().mean() / 100)
         torch.testing.assert_close(terms[f"change{i}"], changes[-1].detach())
     assert_gradients_are_those_of(total + 0.5 * sum(changes), translator, stepped)
     assert terms["total"] > without["total"]
+
+
+def test_the_gradient_penalty_is_taken_seldom_and_reported_always():
+    config = tiny_config(loss={"r1": 50.0, "r1_every": 3})
+    without = tiny_config()
+    translator, critic, pair = prepared(config)
+    for step in range(5):
+        terms, _, penalised = step_on_copies(config, translator, critic, pair, step)
+        _, _, plain = step_on_copies(without, translator, critic, pair, step)
+        due = step in (0, 3)
+        assert (terms["gan1.r1"].item() > 0, terms["gan2.r1"].item() > 0) == (due, due)
+        assert equal(gradients(penalised), gradients(plain)) is not due
+
+
+def test_spectral_norm_bounds_every_layer_of_d_by_one():
+    config = tiny_config(discriminator={"spectral_norm": True})
+    translator, critic, pair = prepared(config)
+    engines = torch_engines(translator, critic, config)
+    for step in range(20):
+        train_step(*engines, pair, step, config)
+    layers = [m for m in critic.modules() if isinstance(m, nn.Conv2d)]
+    assert len(layers) == 2 * 2 * 4  # domains, scales, and the layers of each with that of place
+    for layer in layers:
+        largest = torch.linalg.matrix_norm(layer.weight.detach().flatten(1), 2)
+        assert largest.item() == pytest.approx(1, abs=0.05)
 
 
 def test_one_step_changes_every_parameter_of_e_g_prior_and_d():

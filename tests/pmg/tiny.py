@@ -63,8 +63,9 @@ def places(batch: int, seed: int = 0) -> Where:
 def stream_batch(config: Config, first_sample: int = 0) -> Batch:
     """What the stream yields: soft tissue and bone in HU, another in each sample."""
     size, patch = config.train.batch, config.data.patch
+    stack = () if len(patch) == 3 else (config.data.slices,)
     rng = np.random.default_rng(first_sample)
-    shape = (size, *(1,) * (3 - len(patch)), *patch)
+    shape = (size, *stack, *patch)
     return Batch(
         hu1=rng.normal(40, 60, shape).round().astype(np.int16),
         hu2=rng.normal(120, 90, shape).round().astype(np.int16),

@@ -12,10 +12,13 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from storage.body import FrameOrigin
 from storage.catalogue import Row
-from storage.store import Store
+from storage.place import Place
+from storage.store import Store, Writer
 from storage.volume import Volume
 
 Index = tuple[int, int, int]
+
+SHAPE = (40, 70, 90)  # larger than a chunk along every axis
 
 
 def body_hu(shape: Index, seed: int) -> np.ndarray:
@@ -67,6 +70,35 @@ def write_volume(
         )
         writer.commit([row])
     return row
+
+
+def two_volumes(place: Place) -> Store:
+    """A store of v1 of domain 1 and v2 of domain 2, of patients p1 and p2."""
+    store = Store.create(place, None)
+    for number in (1, 2):
+        hu = body_hu(SHAPE, number)
+        write_volume(
+            store, f"v{number}", domain=number, patient=f"p{number}", hu=hu, origin=(20, 35, 45)
+        )
+    return Store.open(place)
+
+
+def stage(writer: Writer, hu: np.ndarray, volume_id: str = "new", **changes: Any) -> Row:
+    """Stage a volume of which only the HU matter; `body` and labels may be others."""
+    body = np.ones(hu.shape, bool)
+    body[...] = changes.pop("body", True)
+    labels: dict[str, Any] = {
+        "volume_id": volume_id,
+        "patient": "p",
+        "domain": 1,
+        "phase": "arterial",
+        "source_digest": "00",
+        "ingest_version": 1,
+        "provenance": {},
+    }
+    volume = Volume(hu, lps((2.0, 1.0, 1.0)))
+    origin = FrameOrigin((1, 1, 1), "middle of the body")
+    return writer.stage(volume, body, origin, **(labels | changes))
 
 
 def coordinate_store(path: Path, count: int = 3) -> Store:

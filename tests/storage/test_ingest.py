@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import multiprocessing
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +21,10 @@ from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
 from storage.errors import IngestError, StoreError
-from storage.ingest import ingest
+from storage.ingest import Step, ingest
 from storage.ingest_report import IngestReport
 from storage.store import Store
+from storage.workers import Workers
 
 SHAPE = (14, 48, 56)
 
@@ -64,9 +59,22 @@ def cohort(tmp_path: Path) -> Path:
     )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def workers() -> Iterator[None]:
+    """Processes that all tests of this file share, since starting them takes longer than a test."""
+    with Workers(2) as _shared["executor"]:
+        yield
+
+
+_shared: dict[str, Any] = {}
+
+
 def run(manifest: Path, store: Path, **options: Any) -> IngestReport:
-    options = {"key_path": store.parent / "key"} | options
-    return ingest(None, store, manifest=manifest, **options)
+    return run_below(None, store, manifest=manifest, **options)
+
+
+def run_below(root: Path | None, store: Path, **options: Any) -> IngestReport:
+    return ingest(root, store, **({"key_path": store.parent / "key"} | _shared | options))
 
 
 def verdicts(report: IngestReport) -> dict[str, int]:
@@ -81,7 +89,7 @@ def digests(store: Path) -> dict[str, str]:
 class TestContents:
     def test_a_dicom_series_enters_as_simpleitk_reads_it(self, tmp_path: Path) -> None:
         write_dicom(tmp_path / "in", body_hu(SHAPE, 1))
-        ingest(tmp_path / "in", tmp_path / "s", domain=1, phase="arterial", key_path=tmp_path / "k")
+        run_below(tmp_path / "in", tmp_path / "s", domain=1, phase="arterial")
         store = Store.open(tmp_path / "s")
         volume = store.read(store.rows[0].volume_id)
         reader = sitk.ImageSeriesReader()
@@ -98,7 +106,7 @@ class TestContents:
     def test_a_nifti_file_enters_as_simpleitk_reads_it(self, tmp_path: Path) -> None:
         write_nifti(tmp_path / "in" / "a.nii.gz", body_hu(SHAPE, 1))
         path = tmp_path / "in" / "a.nii.gz"
-        ingest(path, tmp_path / "s", domain=2, key_path=tmp_path / "k")
+        run_below(path, tmp_path / "s", domain=2)
         store = Store.open(tmp_path / "s")
         volume = store.read(store.rows[0].volume_id)
         image = sitk.ReadImage(str(path))
@@ -114,7 +122,7 @@ class TestContents:
         assert len(store.rows) == 4
         for row in store.rows:
             np.testing.assert_allclose(row.spacing_mm, (4.0, 2.0, 2.0))
-            assert "resampled" in json.loads(row.provenance)["steps"]
+            assert "resample" in [step["step"] for step in json.loads(row.provenance)["steps"]]
         assert store.verify() == []
         with pytest.raises(StoreError, match="choose a new path"):
             run(cohort, tmp_path / "s", spacing_mm=(3.0, 2.0, 2.0))
@@ -139,13 +147,13 @@ class TestContents:
         assert len({ct1, ct2, late2}) == 3
 
     def test_progress_is_told_after_every_series(self, cohort: Path, tmp_path: Path) -> None:
-        told: list[tuple[int, int, str]] = []
-        run(
-            cohort,
-            tmp_path / "s",
-            progress=lambda done, total, one: told.append((done, total, one.verdict)),
-        )
-        assert told == [(n, 4, "ingested") for n in range(1, 5)]
+        told: list[Step] = []
+        run(cohort, tmp_path / "s", progress=told.append)
+        assert max(step.scanned for step in told) == 2 * SHAPE[0] + 2
+        done = [step for step in told if step.report is not None]
+        assert [step.series for step in done] == [1, 2, 3, 4]
+        assert done[-1].share == 1
+        assert done[-1].files == 2 * SHAPE[0] + 2
 
 
 class TestAgain:
@@ -159,12 +167,12 @@ class TestAgain:
         self, cohort: Path, tmp_path: Path
     ) -> None:
         root = cohort.parent / "ct1"
-        options = {"domain": 1, "phase": "a", "key_path": tmp_path / "key"}
-        ingest(root, tmp_path / "s", **options)
+        options: dict[str, Any] = {"domain": 1, "phase": "a"}
+        run_below(root, tmp_path / "s", **options)
         root = root.rename(root.with_name("elsewhere"))
         for path in list(root.iterdir()):
             path.rename(root / f"{100 - int(path.stem[-3:])}.dcm")
-        assert verdicts(ingest(root, tmp_path / "s", **options)) == {"skipped": 1}
+        assert verdicts(run_below(root, tmp_path / "s", **options)) == {"skipped": 1}
 
     def test_what_changed_is_done_again_in_place_of_the_old(
         self, cohort: Path, tmp_path: Path
@@ -278,7 +286,7 @@ class TestRefusals:
 
     def test_a_folder_needs_its_domain(self, cohort: Path, tmp_path: Path) -> None:
         with pytest.raises(IngestError, match="domain is None; expected 1 or 2"):
-            ingest(cohort.parent, tmp_path / "s", key_path=tmp_path / "key")
+            run_below(cohort.parent, tmp_path / "s")
 
 
 class TestNames:
@@ -394,90 +402,3 @@ class TestNames:
             path.write_bytes(path.read_bytes()[:-100])
         else:
             path.write_bytes(path.read_bytes()[:700])
-
-
-class TestCrashes:
-    def test_a_killed_ingest_leaves_whole_volumes_and_a_rerun_completes_it(
-        self, tmp_path: Path
-    ) -> None:
-        lines = []
-        for number in range(8):
-            name = f"{number}.nii.gz"
-            write_nifti(tmp_path / "in" / name, body_hu((20, 64, 64), number))
-            lines.append((name, str(1 + number % 2), "a"))
-        manifest = write_manifest(tmp_path / "in" / "m.csv", *lines)
-        started = time.monotonic()
-        run(manifest, tmp_path / "undisturbed")
-        whole_s = time.monotonic() - started
-        expected = digests(tmp_path / "undisturbed")
-        rng = np.random.default_rng(11)
-        for number in range(6):
-            store = tmp_path / f"killed{number}" / "s"
-            store.parent.mkdir()
-            shutil.copy(tmp_path / "key", store.parent / "key")
-            # Two of three commit after each volume, so that the catalogue is hit as well.
-            command = _CHILD.format(every=0 if number % 3 else 10)
-            with subprocess.Popen(
-                [sys.executable, "-c", command, str(manifest), str(store)],
-                stdout=subprocess.PIPE,
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
-            ) as process:
-                assert process.stdout is not None
-                assert process.stdout.readline() == b"ready\n"
-                time.sleep(rng.uniform(0.2, 2.2) * whole_s)
-                process.send_signal(signal.SIGKILL)
-            if (store / "zarr.json").exists():
-                opened = Store.open(store)
-                assert opened.verify() == []
-                assert digests(store).items() <= expected.items()
-            run(manifest, store)
-            assert digests(store) == expected
-            arrays = [entry for entry in (store / "volumes").iterdir() if entry.is_dir()]
-            assert len(arrays) == len(expected)
-
-    def test_ctrl_c_keeps_what_was_done(self, cohort: Path, tmp_path: Path) -> None:
-        def interrupt(done: int, total: int, one: object) -> None:
-            if done == 2:
-                raise KeyboardInterrupt
-
-        with pytest.raises(KeyboardInterrupt):
-            run(cohort, tmp_path / "s", progress=interrupt)
-        assert len(digests(tmp_path / "s")) == 2
-        assert verdicts(run(cohort, tmp_path / "s")) == {"skipped": 2, "ingested": 2}
-
-    def test_of_two_ingests_at_once_the_second_is_refused(
-        self, cohort: Path, tmp_path: Path
-    ) -> None:
-        context = multiprocessing.get_context("spawn")
-        queue = context.Queue()
-        refusals = []
-
-        def start_second(done: int, total: int, one: object) -> None:
-            if done == 1:
-                process = context.Process(target=_second, args=(cohort, tmp_path / "s", queue))
-                process.start()
-                refusals.append(queue.get(timeout=60))
-                process.join()
-
-        assert verdicts(run(cohort, tmp_path / "s", progress=start_second)) == {"ingested": 4}
-        assert "is writing to this store; run again when it has ended" in refusals[0]
-        assert len(digests(tmp_path / "s")) == 4
-
-
-_CHILD = """
-import sys
-from pathlib import Path
-import storage.ingest as module
-module._COMMIT_EVERY_S = {every}
-manifest, store = map(Path, sys.argv[1:])
-print("ready", flush=True)
-module.ingest(None, store, manifest=manifest, key_path=store.parent / "key")
-"""
-
-
-def _second(manifest: Path, store: Path, queue: multiprocessing.Queue[str]) -> None:
-    try:
-        run(manifest, store)
-        queue.put("ingested")
-    except StoreError as error:
-        queue.put(str(error))

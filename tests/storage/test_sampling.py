@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections import Counter
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import chi2
 
-from storage.catalogue import Catalogue, Row, body_cells
+from storage.catalogue import Catalogue, Row, body_cells, mask_cells
+from storage.draws import Draws
 from storage.errors import GeometryError, StoreError
+from storage.foreground import Foreground
+from storage.layout import CHUNK
 from storage.sampling import PairSampler, rank_samples, split_patients
+from storage.windows import spread, window_around
 
 Index = tuple[int, int, int]
 SPACING = (2.0, 1.0, 1.0)
@@ -42,9 +49,14 @@ def make_row(number: int, domain: int, patient: str, origin: Index, body: np.nda
         cell_shape=cell,
         cells_grid=grid,
         body_cells=bits,
+        mask_cells=b"",
+        hu_histogram=(0,) * 82,
         array_path=f"volumes/v{number}",
+        stored_bytes=1,
         digest="0" * 64,
+        metadata_digest="0" * 64,
         source_digest="0",
+        source_stat="",
         ingest_version=1,
         provenance="{}",
     )
@@ -72,6 +84,15 @@ def cohort(seed: int, count: int = 10, patients: int = 6) -> list[Row]:
 def pairs(rows: Any, count: int = 200, **changes: Any) -> list[Any]:
     sampler = PairSampler(rows, **({"seed": 5, "patch_shape": (4, 9, 8)} | changes))
     return [sampler.pair(n) for n in range(count)]
+
+
+def assert_as_expected(counts: Counter[Any], expected: dict[Any, float]) -> None:
+    """Pearson's chi-squared; few enough false alarms not to see one."""
+    assert set(counts) <= set(expected)
+    scale = counts.total() / sum(expected.values())
+    kept = {k: v * scale for k, v in expected.items() if v * scale >= 5}
+    chi_squared = sum((counts[k] - v) ** 2 / v for k, v in kept.items())
+    assert chi2.sf(chi_squared, len(kept) - 1) > 1e-4
 
 
 class TestPairs:
@@ -109,30 +130,94 @@ class TestPairs:
         same = sum(a == b for a, b in zip(pairs(rows), pairs(rows, seed=6), strict=True))
         assert same < 5
 
-    def test_the_draws_are_philox_words_in_a_fixed_order(self) -> None:
+    def test_the_sequence_of_samples_stays_what_it_was(self) -> None:
         """A change here changes what a resumed run sees."""
-        body = np.ones((8, 16, 16), bool)
-        rows = [make_row(i, 1 + i % 2, f"p{i}", (4, 8, 8), body) for i in range(4)]
-        words = np.random.Philox(key=np.array([5, 3], np.uint64)).random_raw(16).tolist()[::-1]
-        low, high = (-4, -8, -8), (4 - 3, 8 - 5, 8 - 6)
-        draws = [word * bound >> 64 for word, bound in zip(words, (2, 2, 6, 12, 11), strict=False)]
-        pair = PairSampler(rows, seed=5, patch_shape=(3, 5, 6)).pair(3)
-        assert pair.volumes == (2 * draws[0], 1 + 2 * draws[1])
-        assert pair.frame[0] == tuple(a + d for a, d in zip(low, draws[2:], strict=True))
-        assert all(u <= top for u, top in zip(pair.frame[0], high, strict=True))
+        drawn = [(pair.volumes, pair.starts, pair.frame) for pair in pairs(cohort(1), 300)]
+        assert hashlib.sha256(repr(drawn).encode()).hexdigest()[:16] == "e30161cfad29922b"
 
-    def test_every_volume_and_every_place_is_drawn_equally_often(self) -> None:
+    def test_every_volume_is_drawn_equally_often(self) -> None:
         body = np.ones((4, 12, 12), bool)
         rows = [make_row(i, 1 + i % 2, f"p{i}", (2, 6, 6), body) for i in range(8)]
-        drawn = pairs(rows, 4000, patch_shape=(4, 9, 9))
-        for counts, kinds in (
-            (Counter(pair.volumes for pair in drawn), 16),
-            (Counter(pair.frame[0] for pair in drawn), 16),
+        sampler = PairSampler(rows, seed=5, patch_shape=(4, 9, 9), pool=4)
+        counts = Counter(sampler.visit(n % 4, n // 4).volumes for n in range(4000))
+        assert_as_expected(counts, dict.fromkeys(itertools.product((0, 2, 4, 6), (1, 3, 5, 7)), 1))
+
+    def test_with_patients_in_balance_one_with_many_volumes_weighs_as_one(self) -> None:
+        body = np.ones((4, 12, 12), bool)
+        owners = {1: "aaaaab", 2: "cddddd"}
+        rows = [
+            make_row(10 * domain + i, domain, name, (2, 6, 6), body)
+            for domain, names in owners.items()
+            for i, name in enumerate(names)
+        ]
+        drawn = {}
+        for balance in ("volumes", "patients"):
+            sampler = PairSampler(rows, seed=5, patch_shape=(4, 9, 9), pool=4, balance=balance)
+            patients = sampler.rows.column("patient")
+            visits = [sampler.visit(n % 4, n // 4).volumes for n in range(2000)]
+            assert {volume for pair in visits for volume in pair} == set(range(12))
+            drawn[balance] = Counter(tuple(patients[list(pair)]) for pair in visits)
+        assert_as_expected(drawn["patients"], dict.fromkeys(itertools.product("ab", "cd"), 1))
+        expected = {("a", "c"): 5, ("a", "d"): 25, ("b", "c"): 1, ("b", "d"): 5}
+        assert_as_expected(drawn["volumes"], expected)
+
+    def test_places_are_as_uniform_over_the_bodies_as_if_each_were_drawn_alone(self) -> None:
+        """Of each visit one patch is taken, so that the draws are independent."""
+        rng = np.random.default_rng(0)
+        shape, patch = (40, 150, 140), (6, 20, 20)
+        rows = [
+            make_row(i, 1 + i, f"p{i}", (17 + i, 80, 66 - i), ellipsoid(shape, rng)) for i in (0, 1)
+        ]
+        sampler = PairSampler(rows, seed=3, patch_shape=patch, pool=4, amplification=0.2)
+        assert sampler.window < shape
+        places = np.array(
+            [sampler.visit(n % 4, n // 4).frame[0, n % 16].tolist() for n in range(4000)]
+        )
+        ground = Foreground(sampler.rows, patch)
+        low, high = ground.common_body((0, 1))
+        everywhere = np.stack(
+            np.meshgrid(*[np.arange(a, b + 1) for a, b in zip(low, high, strict=True)]), axis=-1
+        ).reshape(-1, 3)
+        possible = everywhere[ground.in_bodies((0, 1), everywhere)]
+        for bins in ((4, 8, 8), (5, 21, 19)):
+            coarse = [Counter(map(tuple, (p // bins).tolist())) for p in (places, possible)]
+            assert set(coarse[0]) <= set(coarse[1])
+            assert_as_expected(*coarse)
+
+    def test_body_fraction_lets_the_other_patches_lie_anywhere(self) -> None:
+        body = np.zeros((8, 40, 40), bool)
+        body[:, 16:24, 16:24] = True
+        rows = [make_row(i, 1 + i, f"p{i}", (4, 20, 20), body) for i in (0, 1)]
+        options = {"seed": 1, "patch_shape": (1, 8, 8), "pool": 4, "patches_per_visit": 1}
+        sampler = PairSampler(rows, body_fraction=0.25, **options)
+        ground = Foreground(sampler.rows, (1, 8, 8))
+        places = np.array([sampler.visit(0, n).frame[0, 0] for n in range(2000)])
+        alone = (8 / 33) ** 2  # of all places have their centre in the body
+        expected = 0.25 + 0.75 * alone
+        assert abs(ground.in_bodies((0, 1), places).mean() - expected) < 0.04
+        assert np.ptp(places[:, 1:]) == 32
+
+    @pytest.mark.parametrize("masked_domain", [1, 2])
+    def test_mask_fraction_draws_patches_in_masked_cells(self, masked_domain: int) -> None:
+        body = np.ones((16, 60, 60), bool)
+        rows = [make_row(i, 1 + i % 2, f"p{i}", (8, 30, 30), body) for i in range(20)]
+        mask = np.zeros(body.shape, bool)
+        mask[5, 20:22, 40:44] = True
+        masked = 2 + masked_domain - 1
+        bits = mask_cells(mask, rows[0].cell_shape)
+        rows[masked] = replace(rows[masked], mask_cells=bits)
+        options = {"seed": 1, "patch_shape": (1, 8, 8), "pool": 4}
+        sampler = PairSampler(rows, mask_fraction=0.5, **options)
+        ground = Foreground(sampler.rows, (1, 8, 8))
+        visits = [sampler.visit(0, n) for n in range(400)]
+        inside = [ground.in_masks(v.volumes, v.frame[0]) for v in visits]
+        share = np.mean([marked.all() for marked in inside])
+        assert 0.4 < share < 0.6
+        assert len({v.volumes[2 - masked_domain] for v in visits}) == 10
+        with pytest.raises(
+            StoreError, match="none of the 10 volumes that can be paired has a mask"
         ):
-            assert len(counts) == kinds
-            expected = 4000 / kinds
-            chi_squared = sum((n - expected) ** 2 / expected for n in counts.values())
-            assert chi_squared < 45  # 15 degrees of freedom: exceeded with probability 1e-4
+            PairSampler(cohort(0), mask_fraction=0.5, **options)
 
     def test_same_patient_pairs_both_phases_of_one_patient(self) -> None:
         rows = cohort(2, count=24)
@@ -224,7 +309,7 @@ class TestRefusals:
             make_row(1, 2, "b", (40, 8, 8), body),
         ]
         sampler = PairSampler(rows, seed=0, patch_shape=(1, 8, 8))
-        with pytest.raises(StoreError, match=r"1 volumes of domain 1, 1 of domain 2.*64 pairs"):
+        with pytest.raises(StoreError, match=r"no place for a patch of \(1, 8, 8\).* 64 pairs"):
             sampler.pair(0)
 
     def test_spacing_or_orientation_that_differs_names_both_volumes(self) -> None:
@@ -240,11 +325,143 @@ class TestRefusals:
 
     @pytest.mark.parametrize(
         "wrong",
-        [{"seed": -1}, {"patch_shape": (0, 8, 8)}, {"pairing": "paired"}, {"jitter": -1}],
+        [
+            {"seed": -1},
+            {"patch_shape": (0, 8, 8)},
+            {"pairing": "paired"},
+            {"balance": "equal"},
+            {"jitter": -1},
+            {"pool": 0},
+            {"patches_per_visit": 0},
+            {"body_fraction": 1.5},
+            {"mask_fraction": -0.1},
+        ],
     )
     def test_an_argument_out_of_range_is_named(self, wrong: dict[str, Any]) -> None:
         with pytest.raises(ValueError, match=next(iter(wrong))):
             PairSampler(cohort(0), **({"seed": 0, "patch_shape": (1, 8, 8)} | wrong))
+
+
+class TestVisits:
+    @settings(max_examples=60, deadline=None)
+    @given(
+        pool=st.integers(1, 70),
+        per_visit=st.integers(1, 20),
+        first=st.integers(0, 10**15),
+    )
+    def test_a_slot_takes_every_patch_of_a_visit_and_then_goes_on_to_the_next(
+        self, pool: int, per_visit: int, first: int
+    ) -> None:
+        sampler = PairSampler(
+            cohort(0), seed=0, patch_shape=(1, 8, 8), pool=pool, patches_per_visit=per_visit
+        )
+        turns = [sampler.turn(n) for n in range(first, first + 3 * pool)]
+        for now, then in zip(turns, turns[pool:], strict=False):
+            (slot, number, which), (next_slot, next_number, next_which) = now, then
+            assert next_slot == slot
+            assert next_number * per_visit + next_which == number * per_visit + which + 1
+            assert 0 <= which < per_visit
+        assert len({turn[:2] for turn in turns[:pool]}) == pool
+
+    def test_slots_change_their_visits_at_evenly_spread_times(self) -> None:
+        sampler = PairSampler(
+            cohort(0), seed=0, patch_shape=(1, 8, 8), pool=64, patches_per_visit=16
+        )
+        for rank in range(8):
+            starts = [
+                sum(sampler.turn(64 * turn + 8 * rank + i)[2] == 0 for i in range(8))
+                for turn in range(16)
+            ]
+            assert sum(starts) == 8
+            assert max(starts) <= 2
+
+    def test_patches_of_a_visit_are_far_from_each_other(self) -> None:
+        """Sixteen slices of 2D patches in a window of sixteen slices: each once."""
+        body = np.ones((64, 300, 300), bool)
+        rows = [make_row(i, 1 + i, f"p{i}", (32, 150, 150), body) for i in (0, 1)]
+        sampler = PairSampler(rows, seed=0, patch_shape=(1, 64, 64), pool=1, patches_per_visit=8)
+        assert sampler.window[0] == 8
+        for number in range(40):
+            places = sampler.visit(0, number).frame[0]
+            size = np.ptp(places[:, 0]) + 1
+            if size <= 8:
+                assert len(set(places[:, 0].tolist())) >= size
+
+    def test_a_visit_lies_in_one_window_and_windows_tile_all_places(self) -> None:
+        low, high = [-37, -100, 5], [41, 160, 9]
+        window = (8, 64, 64)
+        for axis in range(3):
+            tiles = set()
+            for u in range(low[axis], high[axis] + 1):
+                place = [0, 0, 7]
+                place[axis] = u
+                first, last = window_around(place, low, high, window)
+                assert first[axis] <= u <= last[axis]
+                tiles.add((first[axis], last[axis]))
+            ordered = sorted(tiles)
+            assert ordered[0][0] == low[axis]
+            assert ordered[-1][1] == high[axis]
+            assert all(a[1] + 1 == b[0] for a, b in itertools.pairwise(ordered))
+            assert all(first % window[axis] == 0 for first, _ in ordered[1:])
+
+    @settings(max_examples=50, deadline=None)
+    @given(
+        size=st.tuples(*[st.integers(1, 90)] * 3),
+        count=st.integers(1, 40),
+        number=st.integers(0, 10**9),
+    )
+    def test_each_equal_part_of_every_axis_holds_one_place(
+        self, size: Index, count: int, number: int
+    ) -> None:
+        first = [-5, 0, 7]
+        last = [a + n - 1 for a, n in zip(first, size, strict=True)]
+        places = spread(Draws(1, number), first, last, count) - first
+        assert places.shape == (count, 3)
+        for along, n in zip(places.T, size, strict=True):
+            parts = np.sort(along)
+            lowest = np.arange(count) * n // count
+            highest = -(-(np.arange(count) + 1) * n // count) - 1
+            assert ((lowest <= parts) & (parts <= highest)).all()
+
+    @pytest.mark.parametrize(
+        ("patch", "least", "most"),
+        [((1, 128, 128), 2, 3.2), ((5, 96, 96), 2, 3.2), ((32, 64, 64), 2, 3.2)],
+    )
+    def test_the_windows_decode_about_what_was_asked_for(
+        self, patch: Index, least: float, most: float
+    ) -> None:
+        shape = (192, 384, 384)
+        body = np.ones(shape, bool)
+        rows = [make_row(i, 1 + i, f"p{i}", (96, 192, 192), body) for i in (0, 1)]
+        sampler = PairSampler(rows, seed=0, patch_shape=patch, pool=1, amplification=2)
+        decoded = 0
+        for number in range(100):
+            starts = sampler.visit(0, number).frame[0]  # chunks begin at the origin
+            ends = starts + patch - 1
+            touched = {
+                cell
+                for a, b in zip(starts // CHUNK, ends // CHUNK, strict=True)
+                for cell in itertools.product(*map(range, a, b + 1))
+            }
+            decoded += len(touched) * np.prod(CHUNK)
+        assert least * 0.8 < decoded / (100 * 16 * np.prod(patch)) < most
+
+
+class TestDraws:
+    def test_numbers_are_philox_words(self) -> None:
+        words = np.random.Philox(key=np.array([5, 3], np.uint64)).random_raw(64 + 6)
+        draws = Draws(5, 3)
+        assert draws.below(1000) == int(words[63]) * 1000 >> 64
+        assert draws.fractions(2, 3).ravel().tolist() == (words[64:] >> np.uint64(32)).tolist()
+
+    @given(
+        seed=st.integers(0, 2**64 - 1), number=st.integers(0, 2**64 - 1), bound=st.integers(1, 9)
+    )
+    def test_a_number_lies_below_its_bound(self, seed: int, number: int, bound: int) -> None:
+        draws = Draws(seed, number)
+        assert all(0 <= draws.below(bound) < bound for _ in range(70))
+        assert not draws.chance(0)
+        assert draws.chance(1)
 
 
 class TestRanks:
@@ -300,9 +517,10 @@ def test_a_hundred_thousand_volumes_are_sampled_from() -> None:
         ("frame_rule", [RULES[i % 7 % 2] for i in range(100_000)]),
     ):
         at = many.column_names.index(name)
-        many = many.set_column(at, many.schema.field(name), [values])
+        field = many.schema.field(name)
+        many = many.set_column(at, field, [pa.array(values, field.type)])
     sampler = PairSampler(Catalogue(many), seed=1, patch_shape=(8, 16, 16))
-    drawn = [sampler.pair(n) for n in range(500)]
+    drawn = [sampler.visit(n % 64, n // 64) for n in range(500)]
     patients = sampler.rows.column("patient")
     assert len({pair.volumes for pair in drawn}) == 500
     assert all(patients[pair.volumes[0]] != patients[pair.volumes[1]] for pair in drawn)

@@ -1,0 +1,157 @@
+"""Whole volumes: the same HU whatever the tiles, on the source's own grid, and back again."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tiny import shaken, tiny_config
+
+from pmg.config import Config
+from pmg.model import Translator
+from pmg.translate import VolumeTranslator
+from storage.body import body_mask
+from storage.grid import canonical
+from storage.volume import Volume
+
+CPU = torch.device("cpu")
+GRID_MM = (4.0, 3.0, 3.0)
+
+
+def affine(*spacing_mm: float) -> np.ndarray:
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.eye(3)[:, ::-1] * spacing_mm
+    matrix[:3, 3] = (-150.0, -90.0, 20.0)
+    return matrix
+
+
+def trunk(spacing_mm: tuple[float, float, float] = GRID_MM) -> Volume:
+    """An ellipse of noisy tissue in air, some slices of it with bone."""
+    shape = [round(mm / s) for mm, s in zip((44, 200, 300), spacing_mm, strict=True)]
+    _, y, x = np.indices(shape)
+    y, x = y * spacing_mm[1] - 100, x * spacing_mm[2] - 150
+    body = (y / 80) ** 2 + (x / 125) ** 2 < 1
+    hu = np.where(body, 40.0, -1000.0)
+    hu[(np.hypot(y - 50, x) < 12) & body] = 600
+    hu[body] += np.random.default_rng(2).normal(0, 12, int(body.sum()))
+    return Volume(hu.astype(np.int16), affine(*spacing_mm))
+
+
+def config(flat: bool = True, **translate) -> Config:
+    patch = (16, 16) if flat else (16, 16, 16)
+    return tiny_config(
+        data={"patch": patch, "spacing_mm": GRID_MM},
+        model={"blocks": 1},
+        translate={"tile": patch, **translate},
+    )
+
+
+def translator(settings: Config) -> VolumeTranslator:
+    torch.manual_seed(4)
+    model = shaken(Translator(settings), seed=2, scale=0.05).eval()
+    return VolumeTranslator(model, settings, 1, CPU)
+
+
+@pytest.mark.parametrize("flat", [True, False], ids=["2D", "3D"])
+def test_tiles_and_overlaps_differ_by_at_most_1_hu_from_the_whole_in_the_body(flat):
+    volume = trunk()
+    large = (512,) * (2 if flat else 3)
+    whole = translator(config(flat, tile=large)).translate(volume).hu.astype(int)
+    body = body_mask(canonical(volume))
+    assert np.abs(whole - volume.hu)[body].mean() > 2
+    axes = len(large)
+    for tile, overlap in (((24,) * axes, 0.0), ((32,) * axes, 0.25), ((32,) * axes, 0.5)):
+        tiled = translator(config(flat, tile=tile, overlap=overlap)).translate(volume)
+        assert np.abs(tiled.hu - whole)[body].max() <= 1
+
+
+@pytest.mark.parametrize("flat", [True, False], ids=["2D", "3D"])
+def test_a_slice_that_is_shown_is_the_one_that_is_written(flat):
+    volume = trunk()
+    chosen = translator(config(flat))
+    written = chosen.translate(volume)
+    z = 6
+    view = chosen.slice(volume, volume.affine[2, 3] + z * GRID_MM[0], truth=volume)
+    body = body_mask(canonical(volume))[z]
+    assert np.abs(view.translation - written.hu[z])[body].max() <= 1
+    np.testing.assert_array_equal(view.truth, volume.hu[z])
+    assert view.tissue.shape == volume.hu[z].shape
+
+
+def test_what_lies_outside_of_the_body_stays_as_it_is():
+    volume = trunk()
+    outside = ~body_mask(canonical(volume))
+    translated = translator(config()).translate(volume)
+    np.testing.assert_array_equal(translated.hu[outside], volume.hu[outside])
+
+
+@pytest.mark.parametrize("parts", [1, 7])
+def test_a_finer_source_is_changed_on_its_own_grid_in_parts_of_any_size(parts, monkeypatch):
+    volume = trunk((2.0, 2.0, 2.0))
+    expected = translator(config()).translate(volume)
+    assert expected.shape == volume.shape
+    assert np.abs(expected.hu.astype(int) - volume.hu).mean() > 1
+    monkeypatch.setattr("pmg.translate._SLICES", parts)
+    np.testing.assert_array_equal(translator(config()).translate(volume).hu, expected.hu)
+
+
+def test_reversed_translates_from_the_other_domain():
+    settings = config()
+    forth = translator(settings)
+    torch.manual_seed(4)
+    model = shaken(Translator(settings), seed=2, scale=0.05).eval()
+    back = VolumeTranslator(model, settings, 2, CPU)
+    np.testing.assert_array_equal(
+        forth.reversed().translate(trunk()).hu, back.translate(trunk()).hu
+    )
+    assert (forth.translate(trunk()).hu != back.translate(trunk()).hu).any()
+
+
+def stack_translator(**translate) -> VolumeTranslator:
+    settings = tiny_config(
+        data={"patch": (16, 16), "slices": 3, "spacing_mm": GRID_MM},
+        model={"blocks": 1},
+        translate={"tile": (512, 512), **translate},
+    )
+    return translator(settings)
+
+
+def test_a_slice_of_a_stack_is_decided_by_its_neighbours_alone():
+    volume = trunk()
+    whole = stack_translator().translate(volume).hu
+    body = body_mask(canonical(volume))
+    altered = Volume(volume.hu.copy(), volume.affine)
+    altered.hu[5] += (np.arange(volume.shape[2]) % 7 * 10).astype(np.int16)
+    change = stack_translator().translate(altered).hu - altered.hu - (whole - volume.hu)
+    moved = {z for z in range(volume.shape[0]) if np.abs(change[z][body[z]]).max() > 1}
+    assert moved == {4, 5, 6}
+
+
+def test_stacks_in_tiles_give_what_the_whole_slice_gives_up_to_the_volumes_ends():
+    volume = trunk()
+    whole = stack_translator().translate(volume).hu.astype(int)
+    tiled = stack_translator(tile=(24, 24), overlap=0.25, batch=3).translate(volume).hu
+    body = body_mask(canonical(volume))
+    assert np.abs(whole - volume.hu)[body].mean() > 2
+    assert np.abs(tiled - whole)[body].max() <= 1
+
+
+@pytest.mark.parametrize("z", [0, 1, 6, -1])
+def test_a_slice_of_a_stack_that_is_shown_is_the_one_that_is_written(z):
+    volume = trunk()
+    chosen = stack_translator()
+    written = chosen.translate(volume).hu[z]
+    height = volume.affine[2, 3] + (z % volume.shape[0]) * GRID_MM[0]
+    view = chosen.slice(volume, height)
+    body = body_mask(canonical(volume))[z]
+    assert np.abs(view.translation - written)[body].max() <= 1
+
+
+def test_a_volume_of_fewer_slices_than_a_stack_is_continued_by_its_last():
+    volume = trunk()
+    thin = Volume(volume.hu[:2], volume.affine)
+    continued = Volume(np.concatenate([thin.hu, thin.hu[1:]]), volume.affine)
+    chosen = stack_translator()
+    body = body_mask(canonical(thin))
+    expected = chosen.slice(continued, volume.affine[2, 3]).translation
+    assert np.abs(chosen.translate(thin).hu[0] - expected)[body[0]].max() <= 1
