@@ -119,7 +119,6 @@ SELDOM = (
     "hu_min",
     "hu_max",
     "hu_histogram",
-    "stored_bytes",
     "source_digest",
     "source_stat",
     "ingest_version",
