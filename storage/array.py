@@ -6,18 +6,16 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import zarr
-from zarr.codecs import BloscCodec, Crc32cCodec, ShardingCodecIndexLocation
-from zarr.core.array import ShardsConfigParam
-from zarr.core.buffer import Buffer
-from zarr.storage import MemoryStore
 
 from storage.errors import IngestError, StoreError
 from storage.layout import layout_of
 from storage.place import Place
+
+if TYPE_CHECKING:
+    from zarr.core.buffer import Buffer
 
 __all__ = ["Written", "as_int16", "content_digest", "write_array"]
 
@@ -70,6 +68,12 @@ def write_array(
     Zarr encodes in memory and the place writes, since zarr's own store does not fsync. Raises
     StoreError when the place refuses; nothing of the array stays then.
     """
+    # A reader does without zarr, which takes 45 MB and a fifth of a second.
+    import zarr  # noqa: PLC0415
+    from zarr.codecs import BloscCodec, Crc32cCodec, ShardingCodecIndexLocation  # noqa: PLC0415
+    from zarr.core.array import ShardsConfigParam  # noqa: PLC0415
+    from zarr.storage import MemoryStore  # noqa: PLC0415
+
     layout = layout_of(hu.shape, origin)
     padded = np.pad(hu, [(n, 0) for n in layout.lead], constant_values=_PADDING_HU)
     encoded: dict[str, Buffer] = {}
