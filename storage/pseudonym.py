@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID
 
-import pydicom
 from pydicom.config import IGNORE
 from pydicom.multival import MultiValue
 from pydicom.uid import UID as DicomUID
 
+from storage.dicom_file import read_file
 from storage.errors import StoreError
 
 __all__ = ["KEY_BYTES", "Pseudonyms", "load_key", "scrub", "text_values", "throwaway_key"]
@@ -139,10 +139,10 @@ def text_values(path: Path) -> set[str]:
     """Every text in a DICOM header, nested and private elements included, but defined terms.
 
     Multiple values and the parts of a person's name are there one by one and as a whole. Raises
-    whatever pydicom raises for a malformed file.
+    IngestError or whatever pydicom raises for a malformed file.
     """
     found: set[str] = set()
-    for element in pydicom.dcmread(path, stop_before_pixels=True, force=True).iterall():
+    for element in read_file(path).header.iterall():
         if element.VR not in _TEXT:
             continue
         value = element.value
