@@ -23,6 +23,7 @@ from launch.failure import cause
 from launch.progress import follow
 from launch.run_folder import MetricsTail, RunBusy, RunFolder
 from pmg.config import Config, ConfigError, load_config
+from pmg.cost import cost_of
 from storage.store import Store
 from storage.stream import open_stream
 
@@ -62,6 +63,7 @@ def train(config: Config, run: Path, *, console: Console | None = None) -> RunFo
         for stale in (folder.stop_request, folder.failure):
             stale.unlink(missing_ok=True)
         folder.config.write_text(config.to_yaml())
+        console.print(f"model: {cost_of(config)}", soft_wrap=True)
         console.print(
             f"run {folder.root}: starting {config.launch.workers} workers", soft_wrap=True
         )

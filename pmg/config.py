@@ -392,6 +392,8 @@ def load_config(
 ) -> Config:
     """The tree from a preset's name or a YAML file, then `section.field=value` overrides.
 
+    A file with `preset: NAME` is laid over that preset.
+
     Raises ConfigError naming the field, its value and what would be right.
     """
     tree = _read_tree(source)
@@ -429,7 +431,16 @@ def _read_tree(source: Path | str | None) -> dict[str, Any]:
         raise ConfigError(
             f"config {source}: expected sections of settings, got {type(tree).__name__}"
         )
-    return {name: {} if section is None else section for name, section in tree.items()}
+    tree = {name: {} if section is None else section for name, section in tree.items()}
+    return _over_preset(tree) if "preset" in tree else tree
+
+
+def _over_preset(tree: dict[str, Any]) -> dict[str, Any]:
+    name = tree.pop("preset")
+    if name not in preset_names():
+        raise ConfigError(f"config preset: {name!r} is none of {', '.join(preset_names())}")
+    base = _read_tree(name)
+    return base | {section: base.get(section, {}) | _section(tree, section) for section in tree}
 
 
 def _section(tree: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import overload
 
@@ -32,7 +33,8 @@ def series_uid(path: Path) -> str:
 
     Raises IngestError for what is no DICOM, or no CT image by its SOP class.
     """
-    dicom = read_file(path, before=_AFTER_SERIES_UID)
+    with _refusing(path):
+        dicom = read_file(path, before=_AFTER_SERIES_UID)
     storage = raw_uid(dicom.header, 0x00080016) or dicom.sop_class
     if storage not in (CTImageStorage, *MULTI_FRAME):
         name = UID(storage).name or "missing"
@@ -64,7 +66,7 @@ def read_series(files: Sequence[Path]) -> tuple[Volume, Sequence[Dataset]]:
     planes: list[Plane] = []
     images = _Images()
     for path in files:
-        with reading(path):
+        with reading(path), _refusing(path):
             dicom = read_file(path)
             require_image(dicom)
             frames = frame_headers(path, dicom.header)
@@ -81,12 +83,23 @@ def read_series(files: Sequence[Path]) -> tuple[Volume, Sequence[Dataset]]:
     hu = np.empty((len(ordered), ordered[0].image.rows, ordered[0].image.columns), np.int16)
     places = {(plane.file, plane.frame): index for index, plane in enumerate(ordered)}
     for number, dicom in enumerate(dicoms):
-        with reading(dicom.path):
+        with reading(dicom.path), _refusing(dicom.path):
             image = ordered[places[number, 0]].image
             for frame, raw in enumerate(stored_frames(dicom, image, len(headers[number]))):
                 place = places[number, frame]
                 _to_hu(raw, ordered[place].image, hu[place])
     return Volume(hu, affine), _Headers(headers[one.file][one.frame] for one in ordered)
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Whatever a library raises is a refusal that names the file."""
+    try:
+        yield
+    except (GeometryError, IngestError, MemoryError):
+        raise
+    except Exception as error:  # pydicom 3.0 raises eight classes and more on malformed files
+        raise IngestError(f"{path}: cannot be read: {repr(error)[:200]}") from error
 
 
 class _Images:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from ctypes import Array, c_char, c_double
 from dataclasses import dataclass
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -223,7 +223,9 @@ class _Worker:
             target=_serve, args=(theirs, self._began, self._path, memory_bytes), daemon=True
         )
         # Ctrl-C goes to all processes of a terminal, and what it means the parent decides. Blocked
-        # rather than ignored by the child, which would be hit while it starts.
+        # before the child begins, which would be hit while it starts; and the tracker before that,
+        # since its start unblocks the signal.
+        resource_tracker.ensure_running()
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self._process.start()

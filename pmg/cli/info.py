@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from pmg.cli import refusals
-from pmg.cli.options import store_argument
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,12 +23,16 @@ _LINES = (-974, -774, -574, -374, *range(-174, 326, 50), 326, 726, 1326)
 
 
 @click.command(name="info")
-@store_argument
+@click.argument("store", metavar="STORE|RUN")
 def command(store: str) -> None:
     """Tell what a store holds: volumes, patients, spacing, HU and size by domain and phase.
 
     STORE is a folder or s3://bucket/prefix. Reads the catalogue only; `pmg verify` reads all.
+    Of a RUN's folder, or its model's: the model's size and what it costs.
     """
+    if (Path(store) / "config.yaml").is_file():
+        _tell_model(Path(store))
+        return
     from rich.console import Console
 
     from storage.inventory import inventory
@@ -121,3 +125,18 @@ def _size(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
+
+
+def _tell_model(folder: Path) -> None:
+    with refusals():
+        from pmg.config import load_config
+        from pmg.cost import cost_of
+
+        config = load_config(folder / "config.yaml")
+        patch = " x ".join(map(str, config.data.patch))
+        stack = f" of {config.data.slices} slices" if config.data.slices > 1 else ""
+        click.echo(
+            f"model {folder}: architecture {config.model.architecture}, patches {patch}{stack}, "
+            f"K = {config.prior.components}, C = {config.model.latent_channels}"
+        )
+        click.echo(str(cost_of(config)))
