@@ -1,142 +1,246 @@
-"""Patches per second of the stream, beside bare slices of a NumPy memmap in the same run.
+"""Patches per second of the stream beside its peers, in one run on the same volumes.
 
-    python -m benchmarks.stream [--threads 2] [--seconds 2]
+    python -m benchmarks.stream [--quick] [--patches 32x64x64 ...] [--seconds 2] [--rounds 3]
 
-A store of synthetic volumes is made in a temporary folder. The memmap is the limit: raw volumes in
-the page cache, no codec, no sampler, no batch object; its starts are drawn beforehand. The stream
-does all of its work: it samples, reads, checks and collates. A patch is one crop of one volume.
+Volumes of 192x384x384 are made in a temporary folder, in every reader's format, and read from the
+page cache. Each reader runs in processes of its own, of one thread unless it says otherwise; all
+deliver collated batches of 32 patches, and readers that reuse what they read take 16 patches of it.
+They take turns, so that a noisy moment does not hit one alone; the median of the rounds counts.
+
+amplification: voxels decoded for each one delivered. same volume, same read: share of the pairs of
+patches in a batch that are of one volume, and that came from one read of (a part of) it.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import os
+import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 
-from storage.body import FrameOrigin
-from storage.sampling import PairSampler
-from storage.store import Store
-from storage.stream import PatchStream
-from storage.volume import Volume
+from benchmarks.cohort import Cohort, add_format, make_cohort
+from benchmarks.demo_wait import report_wait
+from benchmarks.readers import BATCH, READERS, Seen
+from benchmarks.remote import report_remote
+from benchmarks.start_up import report_start_up
 
-SHAPE = (128, 256, 256)
-PER_DOMAIN = 3
-BATCH = 16
-PATCHES = ((1, 128, 128), (32, 64, 64), (64, 128, 128))
-ROUNDS = 3
+Index = tuple[int, int, int]
 
-
-def make_store(folder: Path) -> tuple[Store, list[np.ndarray]]:
-    """The store, and each of its volumes (in its order) as a raw file mapped into memory."""
-    rng = np.random.default_rng(0)
-    store = Store.create(folder / "store", None)
-    affine = np.array([[0, 0, 1.0, 0], [0, 1.0, 0, 0], [2.0, 0, 0, 0], [0, 0, 0, 1.0]])
-    y, x = np.ogrid[-1 : 1 : SHAPE[1] * 1j, -1 : 1 : SHAPE[2] * 1j]
-    body = np.broadcast_to(y**2 + x**2 < 0.8, SHAPE)
-    maps: list[np.ndarray] = []
-    with store.writer() as writer:
-        for number in range(2 * PER_DOMAIN):
-            # Noise of soft tissue at 3 mm: it decides how well the codec compresses.
-            noise = rng.normal(0, 18, SHAPE).astype(np.float32)
-            hu = np.where(body, 40 + noise, -1000 + noise / 4).astype(np.int16)
-            row = writer.stage(
-                Volume(hu, affine),
-                body,
-                FrameOrigin((64, 128, 128), "middle of the body"),
-                volume_id=f"v{number}",
-                patient=f"p{number}",
-                domain=1 + number % 2,
-                phase="synthetic",
-                source_digest="",
-                ingest_version=0,
-                provenance={},
-            )
-            writer.commit([row])
-            raw = folder / f"v{number}.raw"
-            hu.tofile(raw)
-            maps.append(np.memmap(raw, np.int16, "r", shape=SHAPE))
-    return Store.open(store.place.root), maps
-
-
-def memmap_rate(maps: list[np.ndarray], sampler: PairSampler, seconds: float) -> float:
-    """Copies crops into one batch array, over and over."""
-    pairs = [sampler.pair(n) for n in range(16 * BATCH)]
-    crops = [crop for pair in pairs for crop in zip(pair.volumes, pair.starts, strict=True)]
-    out = np.empty((2 * BATCH, *sampler.patch_shape), np.int16)
-
-    def batches() -> Iterator[int]:
-        while True:
-            for first in range(0, len(crops), len(out)):
-                for index, (volume, start) in enumerate(crops[first : first + len(out)]):
-                    ends = np.add(start, sampler.patch_shape)
-                    z, y, x = map(slice, start, ends)
-                    out[index] = maps[volume][z, y, x]
-                yield len(out)
-
-    return rate(batches(), seconds)
-
-
-def stream_rate(
-    store: Store, sampler: PairSampler, *, memory_bytes: int, threads: int, seconds: float
-) -> float:
-    with PatchStream(
-        store,
-        sampler,
-        rank=0,
-        world_size=1,
-        global_batch=BATCH,
-        memory_bytes=memory_bytes,
-        threads=threads,
-    ) as stream:
-        return rate((2 * len(batch.samples) for batch in stream), seconds)
-
-
-def rate(batches: Iterator[int], seconds: float) -> float:
-    """Patches per second, the first batches (page cache, first decoding) not counted."""
-    for _ in range(4):
-        next(batches)
-    patches, start = 0, time.perf_counter()
-    while time.perf_counter() - start < seconds:
-        patches += next(batches)
-    return patches / (time.perf_counter() - start)
-
-
-def measure(store: Store, maps: list[np.ndarray], threads: int, seconds: float) -> None:
-    print(f"{'patch':>12} {'reader':>24} {'patches/s':>10} {'of memmap':>10}")
-    for patch_shape in PATCHES:
-        sampler = PairSampler(store.rows, seed=1, patch_shape=patch_shape)
-
-        stream = partial(stream_rate, store, sampler, threads=threads, seconds=seconds)
-        readers: dict[str, Callable[[], float]] = {
-            "memmap (limit)": partial(memmap_rate, maps, sampler, seconds),
-            "stream, cohort in memory": partial(stream, memory_bytes=2**40),
-            "stream, boxes from store": partial(stream, memory_bytes=0),
-        }
-        # Readers take turns, so that a noisy moment of the machine does not hit one alone.
-        rounds = [{name: read() for name, read in readers.items()} for _ in range(ROUNDS)]
-        median = {name: statistics.median(r[name] for r in rounds) for name in readers}
-        for name, value in median.items():
-            shape = "x".join(map(str, patch_shape))
-            ratio = value / median["memmap (limit)"]
-            print(f"{shape:>12} {name:>24} {value:10.0f} {ratio:10.3f}")
+# What the stream is to reach, one process and one thread: (its reader, other reader, ratio).
+_ASKED: dict[str, tuple[tuple[str, str, float], ...]] = {
+    "32x64x64": (
+        ("stream", "memmap (limit)", 0.35),
+        ("stream", "blosc2", 3),
+        ("stream", "MONAI PersistentDataset", 6),
+        ("stream", "TorchIO Queue", 40),
+        ("stream", "zarrs", 12),
+    ),
+    "1x128x128": (
+        ("stream", "memmap (limit)", 0.15),
+        ("stream", "blosc2", 3),
+        ("stream", "MONAI PersistentDataset", 20),
+    ),
+}
+_ASKED_OF_ALL = (
+    ("stream", "read + CRC + blosc decode (limit)", 0.7),
+    ("stream, cohort in memory", "MONAI CacheDataset", 1),
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=2, help="threads that read ahead")
-    parser.add_argument("--seconds", type=float, default=2.0, help="per reader, patch and round")
+    parser.add_argument("--quick", action="store_true", help="one short round, smaller volumes")
+    parser.add_argument(
+        "--patches", nargs="+", default=["1x128x128", "32x64x64", "64x128x128"], metavar="DxHxW"
+    )
+    parser.add_argument("--seconds", type=float, default=2.0, help="per reader and round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--readers", nargs="+", default=list(READERS), metavar="NAME")
+    parser.add_argument("--volumes", type=int, default=8)
+    parser.add_argument("--shape", default="192x384x384", metavar="DxHxW")
+    parser.add_argument("--only-readers", action="store_true", help="leave the last sections out")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        store, maps = make_store(Path(folder))
-        volumes = f"{len(maps)} volumes of {'x'.join(map(str, SHAPE))}"
-        print(f"{volumes}, batches of {BATCH} pairs, {arguments.threads} threads, page cache warm")
-        measure(store, maps, arguments.threads, arguments.seconds)
+    shape = _shape("96x256x256" if arguments.quick else arguments.shape)
+    volumes = 4 if arguments.quick else arguments.volumes
+    seconds = 0.5 if arguments.quick else arguments.seconds
+    rounds = 1 if arguments.quick else arguments.rounds
+    with tempfile.TemporaryDirectory(prefix="pmg-stream-") as folder:
+        cohort = make_cohort(Path(folder), volumes, shape)
+        stored = cohort.count * 2 * np.prod(shape) / _size(cohort.folder / "store")
+        print(f"# `python -m benchmarks.stream`, {datetime.now(UTC):%Y-%m-%d}\n")
+        print(
+            f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
+            f"{_versions()}; {volumes} volumes of {'x'.join(map(str, shape))}, "
+            f"stored at a ratio of {stored:.2f}; load at the start {os.getloadavg()[0]:.1f}.\n"
+        )
+        names = _available(cohort, arguments.readers)
+        for text in arguments.patches:
+            print(f"## {text}\n", flush=True)
+            _compare(cohort, names, text, seconds, rounds)
+        if not arguments.only_readers:
+            report_remote(cohort, seconds, rounds)
+            report_wait(cohort)
+            report_start_up(Path(folder) / "many", 10_000 if arguments.quick else 100_000)
+
+
+def _compare(cohort: Cohort, names: Sequence[str], text: str, seconds: float, rounds: int) -> None:
+    processes: dict[str, list[_Process]] = {name: [] for name in names}
+    try:
+        for name, both in processes.items():
+            for seed in (1, 2):  # one after the other: imports and first reads take their time
+                both.append(_Process(name, cohort, _shape(text), seed))
+                both[-1].wait_until_ready()
+        rates: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+        for _ in range(rounds):
+            for name, both in processes.items():
+                rates[name].append((_rate(both[:1], seconds), _rate(both, seconds)))
+        seen = {name: both[0].describe() for name, both in processes.items()}
+    finally:
+        for both in processes.values():
+            for process in both:
+                process.end()
+    alone = {name: statistics.median(one for one, _ in found) for name, found in rates.items()}
+    print(
+        "| reader | patches/s | of memmap | 2 processes | amplification | same volume | same read |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    limit = alone.get("memmap (limit)", float("nan"))
+    for name in names:
+        gain = statistics.median(two / one for one, two in rates[name])
+        batches = seen[name]
+        amplification = statistics.mean(batch.decoded for batch in batches)
+        same = [_same(batch.volumes) for batch in batches]
+        reads = [_same(batch.reads) for batch in batches]
+        print(
+            f"| {name} | {alone[name]:.0f} | {alone[name] / limit:.3f} | x{gain:.2f} | "
+            f"{amplification:.2f} | {statistics.mean(same):.3f} | {statistics.mean(reads):.3f} |"
+        )
+    print()
+    for ours, other, asked in (*_ASKED.get(text, ()), *_ASKED_OF_ALL):
+        if ours in alone and other in alone:
+            found = statistics.median(
+                mine / theirs
+                for (mine, _), (theirs, _) in zip(rates[ours], rates[other], strict=True)
+            )
+            print(f"- {ours} / {other}: {found:.2f} (asked: {asked})")
+    print(flush=True)
+
+
+def _same(numbers: Sequence[int]) -> float:
+    """Share of all pairs that have the same number; -1 is like no other."""
+    _, counts = np.unique([n for n in numbers if n >= 0], return_counts=True)
+    return float((counts * (counts - 1)).sum() / (len(numbers) * (len(numbers) - 1)))
+
+
+class _Process:
+    """A reader in a process of its own, that runs when it is told to and for as long."""
+
+    def __init__(self, name: str, cohort: Cohort, patch: Index, seed: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, other = context.Pipe()
+        arguments = (name, cohort, patch, seed, other)
+        self._process = context.Process(target=_serve, args=arguments, daemon=True)
+        self._process.start()
+        other.close()
+
+    def wait_until_ready(self) -> None:
+        self._pipe.recv()
+
+    def start(self, seconds: float) -> None:
+        self._pipe.send(seconds)
+
+    def rate(self) -> float:
+        return float(self._pipe.recv())
+
+    def describe(self) -> list[Seen]:
+        self._pipe.send(None)
+        seen: list[Seen] = self._pipe.recv()
+        return seen
+
+    def end(self) -> None:
+        self._pipe.close()
+        self._process.join(10)
+        if self._process.is_alive():
+            self._process.terminate()
+
+
+def _rate(processes: Sequence[_Process], seconds: float) -> float:
+    for process in processes:
+        process.start(seconds)
+    return sum(process.rate() for process in processes)
+
+
+def _serve(name: str, cohort: Cohort, patch: Index, seed: int, pipe: Connection) -> None:
+    reader = READERS[name]
+    batches = reader.open(cohort, patch, seed)
+    for _ in range(reader.warm_up):
+        next(batches)
+    pipe.send("ready")
+    while True:
+        try:
+            seconds = pipe.recv()
+        except EOFError:
+            return
+        if seconds is None:
+            pipe.send([next(batches)() for _ in range(20)])
+            continue
+        count, started = 0, time.perf_counter()
+        while (elapsed := time.perf_counter() - started) < seconds:
+            next(batches)
+            count += BATCH
+        pipe.send(count / elapsed)
+
+
+def _available(cohort: Cohort, names: Sequence[str]) -> list[str]:
+    """The readers whose libraries are there; the others are named."""
+    there = []
+    for name in names:
+        needs = READERS[name].needs
+        try:
+            if needs not in ("store", "raw"):
+                add_format(cohort, needs)
+            _import_of(name)
+            there.append(name)
+        except ImportError as error:
+            print(f"- not measured: {name} ({error}); pip install 'pmg[bench]'")
+    return there
+
+
+def _import_of(name: str) -> None:
+    package = name.split(maxsplit=1)[0].lower()
+    if package in ("monai", "torchio", "tensorstore", "zarrs", "blosc2"):
+        __import__(package)
+
+
+def _versions() -> str:
+    packages = ("zarr", "numcodecs", "monai", "torchio", "blosc2", "tensorstore", "zarrs")
+    return ", ".join(f"{package} {_version(package)}" for package in packages)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "missing"
+
+
+def _shape(text: str) -> Index:
+    z, y, x = map(int, text.split("x"))
+    return z, y, x
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from launch.failure import cause
 from launch.progress import follow
 from launch.run_folder import MetricsTail, RunBusy, RunFolder
 from pmg.config import Config, ConfigError, load_config
+from pmg.cost import cost_of
 from storage.store import Store
 from storage.stream import open_stream
 
@@ -62,6 +63,7 @@ def train(config: Config, run: Path, *, console: Console | None = None) -> RunFo
         for stale in (folder.stop_request, folder.failure):
             stale.unlink(missing_ok=True)
         folder.config.write_text(config.to_yaml())
+        console.print(f"model: {cost_of(config)}", soft_wrap=True)
         console.print(
             f"run {folder.root}: starting {config.launch.workers} workers", soft_wrap=True
         )
@@ -95,12 +97,12 @@ def _fit(config: Config, folder: RunFolder, console: Console) -> None:
 
 
 def _with_store(config: Config) -> tuple[Config, str]:
-    """The configuration with the store's absolute path and spacing, and the store's digest."""
+    """The configuration with the store's absolute address and spacing, and the store's digest."""
     data = config.data
     if data.store is None:
-        raise ConfigError("config data.store: missing; expected the folder that pmg ingest wrote")
+        raise ConfigError("config data.store: missing; expected the store that pmg ingest wrote")
     store = Store.open(data.store)
-    domains = {row.domain for row in store.rows}
+    domains = set(store.rows.column("domain").tolist())
     if domains != {1, 2}:
         raise ConfigError(
             f"config data.store: {data.store} holds volumes of domain "
@@ -110,8 +112,9 @@ def _with_store(config: Config) -> tuple[Config, str]:
     open_stream(
         store, data, seed=config.train.seed, rank=0, world_size=1, global_batch=config.train.batch
     ).close()
-    spacing = store.spacing_mm or store.rows[0].spacing_mm
-    data = data.model_copy(update={"store": data.store.resolve(), "spacing_mm": tuple(spacing)})
+    spacing = store.spacing_mm or store.rows.get(0, "spacing_mm")[0]
+    found = {"store": store.place.address, "spacing_mm": tuple(spacing)}
+    data = data.model_copy(update=found)
     return config.model_copy(update={"data": data}), store.digest
 
 

@@ -7,6 +7,7 @@ import math
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from launch.failure import recorded, worker_log
 from launch.run_folder import RunFolder
 from launch.saver import Saver
 from pmg.config import Config
+from pmg.patches import PatchBatch, on_device
 from pmg.training import Training, averaged_copy, build_modules
 from storage.store import Store
-from storage.stream import Batch, PatchStream, open_stream
+from storage.stream import PatchStream, open_stream
 
-__all__ = ["train_worker"]
+__all__ = ["Meter", "train_worker"]
 
 _log = logging.getLogger(__name__)
 
@@ -72,46 +74,60 @@ def _train(config: Config, folder: RunFolder, rank: int) -> None:
         global_batch=config.train.batch,
         start_step=training.step,
     ) as stream:
-        _log.info("from step %d to %d, %d ranks", training.step, config.train.steps, world_size)
+        _log.info(
+            "from step %d to %d, %d ranks; the stream takes up to %d MiB",
+            training.step,
+            config.train.steps,
+            world_size,
+            stream.memory_bound_bytes >> 20,
+        )
         _run(training, stream, saver, folder)
 
 
 def _run(training: Training, stream: PatchStream, saver: Saver, folder: RunFolder) -> None:
     config = training.config.train
-    meter = _Meter(training.step)
-    while training.step < config.steps:
-        terms = training.advance(meter.timed_next(stream))
-        meter.add(terms)
-        last = training.step == config.steps
-        if training.step % config.log_every and not last:
-            continue
-        record, stop = meter.summary(training.step, stop=folder.stop_request.exists())
-        _refuse_nan(record)
-        if dist.get_rank() == 0:
-            folder.append_metrics(record)
-        if last or stop or training.step % config.checkpoint_every == 0:
-            saver.save()
-            ray.train.report(record)
-        if stop:
-            _log.info("stopped as asked after step %d", training.step)
-            return
+    meter = Meter(training.step)
+    with closing(on_device(stream, training.device)) as batches:
+        while training.step < config.steps:
+            terms = training.advance(meter.timed_next(batches))
+            meter.add(terms)
+            last = training.step == config.steps
+            if training.step % config.log_every and not last:
+                continue
+            record, stop = meter.summary(training.step, stop=folder.stop_request.exists())
+            _refuse_nan(record)
+            if dist.get_rank() == 0:
+                folder.append_metrics(record)
+            if last or stop or training.step % config.checkpoint_every == 0:
+                saver.save()
+                ray.train.report(record)
+            meter.restart(training.step)
+            if stop:
+                _log.info("stopped as asked after step %d", training.step)
+                return
 
 
-class _Meter:
-    """Means of the terms since the last summary, over steps and ranks; time and its shares."""
+class Meter:
+    """Means of the terms since the last start, over steps and ranks; time and its shares.
+
+    `data_wait` is the share of the time in which the rank that waited most waited for its stream's
+    next batch: the others wait for that rank in their next all-reduce. On a GPU it is an upper
+    bound, since kernels that are still queued run on meanwhile.
+    """
 
     def __init__(self, step: int) -> None:
-        self._reset(step)
+        self.restart(step)
 
-    def _reset(self, step: int) -> None:
+    def restart(self, step: int) -> None:
+        """Begin anew after a summary, and after what was done with it: saving is no step's time."""
         self._step = step
         self._started = time.monotonic()
         self._waited = 0.0
         self._sums: dict[str, Tensor] = {}
 
-    def timed_next(self, stream: Iterator[Batch]) -> Batch:
+    def timed_next(self, batches: Iterator[PatchBatch]) -> PatchBatch:
         before = time.monotonic()
-        batch = next(stream)
+        batch = next(batches)
         self._waited += time.monotonic() - before
         return batch
 
@@ -122,14 +138,14 @@ class _Meter:
     def summary(self, step: int, *, stop: bool) -> tuple[dict[str, Any], bool]:
         """Reduce over the ranks; all agree on whether any of them was asked to stop."""
         steps, seconds = step - self._step, time.monotonic() - self._started
-        own = [self._waited / seconds, float(stop)]
-        sums = torch.stack([v.float() for v in self._sums.values()]) / steps
-        values = torch.cat([sums, torch.tensor(own, device=sums.device)])
-        dist.all_reduce(values)
-        *means, waited, stops = (values / dist.get_world_size()).tolist()
+        means = torch.stack([v.float() for v in self._sums.values()]) / steps
+        most = torch.tensor([self._waited / seconds, float(stop)], device=means.device)
+        dist.all_reduce(means)
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+        means /= dist.get_world_size()
+        waited, stops = most.tolist()
         record = {"step": step, "unix_s": time.time(), "steps_per_s": steps / seconds}
-        record |= {"data_wait": waited} | dict(zip(self._sums, means, strict=True))
-        self._reset(step)
+        record |= {"data_wait": waited} | dict(zip(self._sums, means.tolist(), strict=True))
         return record, stops > 0
 
 

@@ -9,7 +9,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from storage.errors import StoreError
+from storage.place import Place
 
 __all__ = [
     "Config",
@@ -47,7 +58,7 @@ class _Section(BaseModel):
 class DataConfig(_Section):
     """Which store, and how patches are drawn from it."""
 
-    store: Path | None = Field(None, description="folder of the Zarr store")
+    store: str | None = Field(None, description="the store: a folder or s3://bucket/prefix")
     patch: tuple[Count, ...] = Field(
         (64, 64), min_length=2, max_length=3, description="voxels: h, w for 2D or d, h, w for 3D"
     )
@@ -94,6 +105,16 @@ class DataConfig(_Section):
     scale_hu: Positive = Field(
         150.0, description="HU round the centre that are mapped nearly linearly"
     )
+
+    @field_validator("store", mode="before")
+    @classmethod
+    def _is_a_place(cls, value: object) -> object:
+        if not isinstance(value, str | Path):
+            return value
+        try:
+            return str(Place.of(value))
+        except StoreError as error:  # which does not show the address: it may hold keys
+            raise PydanticCustomError("store", "{message}", {"message": str(error)}) from error
 
     @model_validator(mode="after")
     def _slices_have_a_middle(self) -> DataConfig:
@@ -371,6 +392,8 @@ def load_config(
 ) -> Config:
     """The tree from a preset's name or a YAML file, then `section.field=value` overrides.
 
+    A file with `preset: NAME` is laid over that preset.
+
     Raises ConfigError naming the field, its value and what would be right.
     """
     tree = _read_tree(source)
@@ -408,7 +431,16 @@ def _read_tree(source: Path | str | None) -> dict[str, Any]:
         raise ConfigError(
             f"config {source}: expected sections of settings, got {type(tree).__name__}"
         )
-    return {name: {} if section is None else section for name, section in tree.items()}
+    tree = {name: {} if section is None else section for name, section in tree.items()}
+    return _over_preset(tree) if "preset" in tree else tree
+
+
+def _over_preset(tree: dict[str, Any]) -> dict[str, Any]:
+    name = tree.pop("preset")
+    if name not in preset_names():
+        raise ConfigError(f"config preset: {name!r} is none of {', '.join(preset_names())}")
+    base = _read_tree(name)
+    return base | {section: base.get(section, {}) | _section(tree, section) for section in tree}
 
 
 def _section(tree: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -435,6 +467,8 @@ def _explain(error: Any) -> str:
         hint = f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(known)}"
         return f"config {name}: unknown field; {hint}"
     message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "store":
+        return f"config {name}: {message}"
     shown = error["input"]
     if isinstance(shown, Mapping | BaseModel):
         return f"config {name}: {message}" if location else f"config {message}"

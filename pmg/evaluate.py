@@ -1,257 +1,226 @@
-"""Evaluation of a translator on cases: with truth against it, at regions of interest without."""
+"""Evaluation of a translation and its baselines on one case, with a truth and without."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pmg.metrics import (
-    HU,
-    Plaque,
-    PlaqueContrast,
-    Truth,
+from pmg.agatston import agatston, artery_region
+from pmg.arrays import HU, Labels, Mask
+from pmg.calcium import CALCIUM_HU, INVENTED, RISE_HU, SPECK, invented, kept
+from pmg.cases import Case, CaseError, Region, Truth, read_organs, read_truth
+from pmg.fidelity import (
+    PSNR_RANGE_HU,
+    SSIM_WINDOW_HU,
     body_mae,
+    gradient_correlation,
+    gradient_error,
+    ms_ssim,
     organ_means,
-    plaque_contrasts,
+    psnr,
 )
+from pmg.model import Domain, other
+from pmg.plaques import SIZE_CLASSES, plaque_contrasts
+from pmg.quantity import Amount, Measured, Quantity
+from pmg.tissues import BONE_NOTE, FAT_NOTE, ORGANS, cortical_bone, fat
 from storage.body import body_mask
-from storage.grid import canonical, resample_like, same_grid
-from storage.nifti import read_nifti
+from storage.grid import canonical
 from storage.volume import Volume
 
-__all__ = [
-    "Case",
-    "CaseError",
-    "CaseResult",
-    "Measures",
-    "Region",
-    "RegionResult",
-    "find_cases",
-    "measure",
-    "read_target",
-]
+__all__ = ["CaseResult", "measure"]
 
-# Labels as TotalSegmentator numbers them; what is not its is the phantom's.
-ORGANS: dict[str, tuple[int, ...]] = {
-    "aorta": (52,),
-    "liver": (5,),
-    "kidney": (2, 3),
-    "spleen": (1,),
-    "pancreas": (7,),
-    "vena cava": (63,),
-    "portal vein": (64,),
-    "fat": (131,),
-    "muscle": (132,),
-    "bone": (133,),
-}
-
-
-_CALCIUM_HU = 130
-
-
-class CaseError(ValueError):
-    """A case whose files are missing or do not lie on one another."""
-
-
-@dataclass(frozen=True)
-class Region:
-    """A sphere in patient space whose HU are to be shown before and after."""
-
-    name: str
-    centre_mm: tuple[float, float, float]  # LPS x, y, z
-    radius_mm: float
-
-
-@dataclass(frozen=True)
-class Case:
-    """A source to translate, with what is known about it."""
-
-    name: str
-    source: Path
-    truth: Path | None
-    regions: tuple[Region, ...] = ()
-
-
-@dataclass(frozen=True)
-class Measures:
-    """Figures of one candidate against the truth."""
-
-    body_mae_hu: float
-    organ_hu: dict[str, float]
-    plaques: tuple[PlaqueContrast, ...]
-
-
-@dataclass(frozen=True)
-class RegionResult:
-    """Mean HU of one region before and after: of its calcium and of all else, None without voxels.
-
-    Calcium are the voxels of at least 130 HU in the source (Agatston's threshold, which holds
-    without contrast only): the same voxels after, for contrast raises the blood above it.
-    """
-
-    region: Region
-    calcium_mm3: float
-    calcium_hu: tuple[float, float] | None
-    other_hu: tuple[float, float] | None
+_BODY_MAE = Quantity("body MAE", "HU")
+_PSNR = Quantity("PSNR", "dB", f"inside the body, range {PSNR_RANGE_HU:.0f} HU")
+_MS_SSIM = Quantity(
+    "MS-SSIM",
+    "",
+    f"mean of axial slices, {SSIM_WINDOW_HU[0]:.0f} to {SSIM_WINDOW_HU[1]:.0f} HU, body's box",
+)
+_GRADIENT_ERROR = Quantity("gradient magnitude error", "HU/mm", "inside the body")
+_CORRELATION = Quantity("gradient correlation with the source", "", "inside the body")
+_KEPT_NOTE = "kept: at least half the true contrast"
+_LARGE_PLAQUES = Quantity("plaques kept", "%", f"2 mm or more; {_KEPT_NOTE}", "plaque")
+_LARGE_CONTRAST = Quantity(
+    "plaque contrast / true contrast", "%", "2 mm or more", "plaque", of_truth=True
+)
+_INVENTED = Quantity("invented plaques", "per volume", INVENTED)
+_FAT = Quantity("fat, change", "HU", f"mean absolute; {FAT_NOTE}")
+_BONE = Quantity("cortical bone, change", "HU", f"mean absolute; {BONE_NOTE}")
+_ARTERIES = "aorta and iliac arteries; 130 HU, 1 mm2, slices to 3 mm"
+_SCORE = Quantity("Agatston score", "", _ARTERIES, of_truth=True)
+_SCORE_ERROR = Quantity("Agatston score, error", "", "absolute")
 
 
 @dataclass(frozen=True)
 class CaseResult:
-    """All figures of one case. Without truth, `translated`, `identity` and `truth` are None."""
+    """All figures of one case: for every candidate, and for "truth", its quantities.
+
+    subject: whose scan it is; cases of one subject are no independent evidence.
+    """
 
     name: str
-    translated: Measures | None = None
-    identity: Measures | None = None
-    truth_organ_hu: dict[str, float] = field(default_factory=dict)
-    regions: tuple[RegionResult, ...] = ()
+    subject: str
+    measured: Mapping[str, Measured]
 
 
-def find_cases(folder: Path) -> list[Case]:
-    """Cases below a folder: every sub-folder with source/, and truth/ and regions.csv if known.
+@dataclass(frozen=True)
+class _Scene:
+    """What every candidate of one case is measured against, on canonical axes."""
 
-    truth/ holds target.nii.gz, organs.nii.gz and, optionally, plaques.nii.gz with plaques.csv
-    (x_mm,y_mm,z_mm,diameter_mm), all on the source's grid. regions.csv has columns
-    name,x_mm,y_mm,z_mm,radius_mm. Positions are LPS.
-    Raises CaseError when there is none.
+    source: Volume
+    body: Mask
+    organs: Labels | None
+    truth: Truth | None
+    direction: Domain
+    case: Case
+
+
+def measure(
+    case: Case,
+    source: Volume,
+    candidates: Mapping[str, Volume],
+    direction: Domain = 1,
+    subject: str | None = None,
+) -> CaseResult:
+    """Measure every candidate of one case alike, and the truth where it is known.
+
+    candidates: volumes on the source's grid by name, the source itself as "identity" among them.
+    direction: the source's domain; domain 2 is the one with contrast agent.
+    Raises CaseError for a truth whose files are missing or lie elsewhere.
     """
-    cases = []
-    for place in sorted(source.parent for source in folder.glob("*/source")):
-        truth = place / "truth"
-        regions = place / "regions.csv"
-        cases.append(
-            Case(
-                place.name,
-                place / "source",
-                truth if truth.is_dir() else None,
-                _read_regions(regions) if regions.is_file() else (),
-            )
-        )
-    if not cases:
-        raise CaseError(f"cases {folder}: no sub-folder holds a source/ with a series to translate")
-    return cases
-
-
-def measure(case: Case, source: Volume, translated: Volume) -> CaseResult:
-    """Measure a translation, and the source itself as the baseline beside it."""
-    regions = tuple(_measure_region(r, source, translated) for r in case.regions)
-    if case.truth is None:
-        return CaseResult(case.name, regions=regions)
-    truth = _read_truth(case.truth, source)
-    return CaseResult(
-        case.name,
-        _against(truth, translated.hu),
-        _against(truth, source.hu),
-        organ_means(truth.target, truth),
-        regions,
-    )
-
-
-def read_target(case: Case, source: Volume) -> Volume | None:
-    """The true other phase on the source's grid, where it is known."""
-    if case.truth is None:
-        return None
-    return _on(source, case.truth / "target.nii.gz")
-
-
-def _against(truth: Truth, hu: HU) -> Measures:
-    return Measures(body_mae(hu, truth), organ_means(hu, truth), tuple(plaque_contrasts(hu, truth)))
-
-
-def _read_truth(folder: Path, source: Volume) -> Truth:
-    target = _on(source, folder / "target.nii.gz")
-    organs = _on(source, folder / "organs.nii.gz")
-    share = np.zeros(source.shape, dtype=np.float32)
-    plaques: tuple[Plaque, ...] = ()
-    if (folder / "plaques.nii.gz").is_file():
-        share = _on(source, folder / "plaques.nii.gz").hu.astype(np.float32)
-        plaques = _read_plaques(folder / "plaques.csv", source)
     ordered = canonical(source)
-    mask = Volume(body_mask(ordered).astype(np.int16), ordered.affine)
-    body = resample_like(mask, source, fill=0.0)
-    return Truth(target.hu, body.hu > 0, organs.hu, ORGANS, share, plaques)
+    organs = read_organs(case, ordered)
+    truth = None if case.truth is None else read_truth(case.truth, ordered)
+    scene = _Scene(ordered, body_mask(ordered), organs, truth, direction, case)
+    if not scene.body.any():
+        raise CaseError(f"case {case.name}: no voxel of the source is body")
+    measured = {name: _measure(canonical(one).hu, scene) for name, one in candidates.items()}
+    if truth is not None:
+        every = _measure(truth.target, scene)
+        measured["truth"] = {q: amount for q, amount in every.items() if q.of_truth}
+    return CaseResult(case.name, subject or case.name, measured)
 
 
-def _on(source: Volume, path: Path) -> Volume:
-    """A NIfTI that must lie on the source's grid, up to the order of its axes."""
-    if not path.is_file():
-        raise CaseError(f"truth {path}: no such file")
-    volume = read_nifti(path)
-    if not same_grid(canonical(volume), canonical(source)):
-        raise CaseError(
-            f"truth {path}: its grid is not the source's (shape {volume.shape}, "
-            f"spacing {volume.spacing_mm} mm against {source.shape}, {source.spacing_mm} mm)"
+def _measure(hu: HU, scene: _Scene) -> dict[Quantity, Amount]:
+    figures: dict[Quantity, Amount] = {}
+    if scene.truth is not None:
+        figures |= dict(_against_truth(hu, scene, scene.truth))
+    if scene.organs is not None:
+        figures |= dict(_organ_figures(hu, scene, scene.organs))
+    if scene.truth is not None:
+        figures |= dict(_plaque_figures(hu, scene, scene.truth))
+    figures |= dict(_against_source(hu, scene))
+    for region in scene.case.regions:
+        figures |= dict(_in_region(hu, scene, region))
+    return figures
+
+
+def _against_truth(hu: HU, scene: _Scene, truth: Truth) -> Iterator[tuple[Quantity, Amount]]:
+    body, target = scene.body, truth.target
+    yield _BODY_MAE, Amount(body_mae(hu, target, body))
+    yield _PSNR, Amount(psnr(hu, target, body))
+    yield _MS_SSIM, Amount(ms_ssim(hu, target, body))
+    yield _GRADIENT_ERROR, Amount(gradient_error(hu, target, body, scene.source.spacing_mm))
+
+
+def _organ_figures(hu: HU, scene: _Scene, organs: Labels) -> Iterator[tuple[Quantity, Amount]]:
+    """Every organ's HU and, into non-contrast CT, the calcium score; with a truth their errors."""
+    target = None if scene.truth is None else scene.truth.target
+    wanted = {} if target is None else organ_means(target, organs, ORGANS)
+    for organ, mean in organ_means(hu, organs, ORGANS).items():
+        yield Quantity(organ, "HU", of_truth=True), Amount(mean)
+        if organ in wanted:
+            error = abs(mean - wanted[organ])
+            yield Quantity(f"{organ}, error", "HU", "absolute"), Amount(error)
+    spacing_mm = scene.source.spacing_mm
+    arteries = artery_region(organs, spacing_mm) & scene.body
+    if scene.direction == 2 and arteries.any():
+        score = agatston(hu, arteries, spacing_mm)
+        yield _SCORE, Amount(score)
+        if target is not None:
+            yield _SCORE_ERROR, Amount(abs(score - agatston(target, arteries, spacing_mm)))
+
+
+def _plaque_figures(hu: HU, scene: _Scene, truth: Truth) -> Iterator[tuple[Quantity, Amount]]:
+    spacing_mm = scene.source.spacing_mm
+    contrasts = [
+        one
+        for one in plaque_contrasts(hu, truth.target, truth.plaque_share, truth.plaques, spacing_mm)
+        if one.measurable
+    ]
+    classes = {"": (2.0, np.inf)} | {f", {name}": span for name, span in SIZE_CLASSES.items()}
+    for name, (low, high) in classes.items():
+        chosen = [one for one in contrasts if low <= one.diameter_mm < high]
+        keep, contrast = (
+            replace(quantity, name=f"{quantity.name}{name}", note="" if name else quantity.note)
+            for quantity in (_LARGE_PLAQUES, _LARGE_CONTRAST)
         )
-    return resample_like(volume, source)
-
-
-def _read_plaques(path: Path, source: Volume) -> tuple[Plaque, ...]:
-    to_index = np.linalg.inv(source.affine)
-    plaques = []
-    for _, (x_mm, y_mm, z_mm, diameter_mm) in _read_rows(
-        path, ("x_mm", "y_mm", "z_mm", "diameter_mm")
-    ):
-        z, y, x = (float(c) for c in (to_index @ (x_mm, y_mm, z_mm, 1.0))[:3])
-        plaques.append(Plaque(diameter_mm, (z, y, x)))
-    return tuple(plaques)
-
-
-def _read_regions(path: Path) -> tuple[Region, ...]:
-    return tuple(
-        Region(row.get("name") or f"region {number}", (x_mm, y_mm, z_mm), radius_mm)
-        for number, (row, (x_mm, y_mm, z_mm, radius_mm)) in enumerate(
-            _read_rows(path, ("x_mm", "y_mm", "z_mm", "radius_mm")), start=1
-        )
+        yield keep, Amount(100.0 * sum(one.kept for one in chosen), len(chosen))
+        yield contrast, Amount(100.0 * sum(one.retention for one in chosen), len(chosen))
+    found = invented(
+        hu,
+        (scene.source.hu, truth.target),
+        scene.body,
+        spacing_mm,
+        from_hu=CALCIUM_HU[1],
+        plaque=truth.plaque_share > 0,
     )
+    yield _INVENTED, Amount(found)
 
 
-def _read_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[dict[str, str], list[float]]]:
-    """Rows of a CSV file, each with the numbers that stand under the columns."""
-    if not path.is_file():
-        raise CaseError(f"table {path}: no such file")
-    with path.open(newline="") as file:
-        for line, row in enumerate(csv.DictReader(file), start=2):
-            try:
-                numbers = [float(row[column]) for column in columns]
-            except (KeyError, TypeError, ValueError):
-                raise CaseError(
-                    f"table {path}, line {line}: {row}; expected numbers under {', '.join(columns)}"
-                ) from None
-            yield row, numbers
+def _against_source(hu: HU, scene: _Scene) -> Iterator[tuple[Quantity, Amount]]:
+    """What needs no truth."""
+    source, body, spacing_mm = scene.source.hu, scene.body, scene.source.spacing_mm
+    for quantity, tissue in (
+        (_FAT, fat(source, body, scene.organs)),
+        (_BONE, cortical_bone(source, body, scene.organs)),
+    ):
+        if tissue.any():
+            yield quantity, Amount(body_mae(hu, source, tissue))
+    yield _CORRELATION, Amount(gradient_correlation(hu, source, body, spacing_mm))
+    if scene.truth is None:
+        before, after = CALCIUM_HU[scene.direction], CALCIUM_HU[other(scene.direction)]
+        stay, count = kept(hu, source, body, spacing_mm, from_hu=before)
+        if count:
+            note = f"{SPECK}, of {before:g} HU or more, {RISE_HU:g} more than round them"
+            quantity = Quantity("calcium specks kept", "%", note, "speck")
+            yield quantity, Amount(100.0 * stay, count)
+        note = f"{SPECK}, of {after:g} HU or more, {RISE_HU:g} or more above the source"
+        found = invented(hu, (source,), body, spacing_mm, from_hu=after)
+        yield Quantity("calcium specks invented", "per volume", note), Amount(found)
 
 
-def _measure_region(region: Region, source: Volume, translated: Volume) -> RegionResult:
+def _in_region(hu: HU, scene: _Scene, region: Region) -> Iterator[tuple[Quantity, Amount]]:
+    """Mean HU of one region: of the source's calcium, and of all else."""
+    source, name = scene.source, f"{scene.case.name}: {region.name}"
     inside = _sphere(region, source)
     if not inside.any():
         raise CaseError(
             f"region {region.name}: centre {region.centre_mm} mm, radius {region.radius_mm} mm "
             f"holds no voxel of the source"
         )
-    calcium = inside & (source.hu >= _CALCIUM_HU)
-    voxel_mm3 = abs(float(np.linalg.det(source.affine[:3, :3])))
+    from_hu = CALCIUM_HU[scene.direction]
+    calcium = inside & (source.hu >= from_hu)
+    if not calcium.all(where=inside):
+        quantity = Quantity(f"{name}, mean", "HU", "without its calcium")
+        yield quantity, Amount(float(hu[inside & ~calcium].mean()))
+    if calcium.any():
+        mm3 = float(np.count_nonzero(calcium) * np.prod(source.spacing_mm))
+        note = f"{mm3:.0f} mm3 of {from_hu:g} HU or more in the source"
+        quantity = Quantity(f"{name}, calcium", "HU", note)
+        yield quantity, Amount(float(hu[calcium].mean()))
+    if scene.direction == 2:
+        quantity = Quantity(f"{name}, Agatston score", "", "130 HU, 1 mm2, slices to 3 mm")
+        yield quantity, Amount(agatston(hu, inside, source.spacing_mm))
 
-    def before_and_after(mask: NDArray[np.bool_]) -> tuple[float, float] | None:
-        if not mask.any():
-            return None
-        return float(source.hu[mask].mean()), float(translated.hu[mask].mean())
 
-    return RegionResult(
-        region,
-        float(calcium.sum()) * voxel_mm3,
-        before_and_after(calcium),
-        before_and_after(inside & ~calcium),
-    )
-
-
-def _sphere(region: Region, volume: Volume) -> NDArray[np.bool_]:
+def _sphere(region: Region, volume: Volume) -> Mask:
     """Voxels whose centres lie in the region, axis by axis: a Volume's are at right angles."""
     from_first = np.array(region.centre_mm) - volume.affine[:3, 3]
     centre = np.linalg.solve(volume.affine[:3, :3], from_first)
     axes = zip(volume.shape, centre, volume.spacing_mm, strict=True)
     z, y, x = np.ix_(*(((np.arange(n) - c) * mm) ** 2 for n, c, mm in axes))
-    inside: NDArray[np.bool_] = z + y + x <= region.radius_mm**2
+    inside: Mask = z + y + x <= region.radius_mm**2
     return inside

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pmg.summary import Row
+from pmg.tables import number, shown
 from pmg.translate import GridSlice
 
 __all__ = ["WINDOW", "Panel", "draw_losses", "draw_panels", "draw_report"]
@@ -20,6 +22,7 @@ __all__ = ["WINDOW", "Panel", "draw_losses", "draw_panels", "draw_report"]
 _LEVEL_HU, _WIDTH_HU = 60.0, 400.0  # a soft-tissue window wide enough for contrast
 _ERROR_HU = 100.0
 _AIR_BELOW_HU = -300.0
+_NOTE_LENGTH = 64
 WINDOW = f"level {_LEVEL_HU:.0f}, width {_WIDTH_HU:.0f} HU"
 _TERMS = (
     ("reconstruction", ("vae1.reconstruction", "vae2.reconstruction")),
@@ -141,26 +144,23 @@ def _fill_table(axis: Axes, rows: Sequence[Row]) -> None:
     axis.set_axis_off()
     if not rows:
         return
+    candidates = shown(rows)
     cells = [
         [
             row.name,
             row.unit,
-            *(_number(v) for v in (row.identity, row.translated, row.truth)),
-            row.note,
+            *(number(getattr(row, name)) for name in (*candidates, "truth")),
+            textwrap.shorten(row.note, _NOTE_LENGTH, placeholder=" ..."),
         ]
         for row in rows
     ]
     table = axis.table(
         cells,
-        colLabels=["", "unit", "no translation", "pmg", "truth", ""],
-        colWidths=[0.22, 0.05, 0.11, 0.08, 0.08, 0.46],
+        colLabels=["", "unit", *candidates.values(), "truth", ""],
+        colWidths=[0.22, 0.07, *(0.09 for _ in candidates), 0.06, 0.65 - 0.09 * len(candidates)],
         cellLoc="left",
         loc="center",
         edges="horizontal",
     )
     table.auto_set_font_size(False)
-    table.set_fontsize(9)
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}"
+    table.set_fontsize(8)

@@ -1,6 +1,6 @@
 """The terms of the objective, one function each; `step.py` weighs and adds them.
 
-All return a scalar. x, x_hat: [B, 1, *S] in [-1, 1]. scores: one map per discriminator scale.
+All return a scalar. x, x_hat: [B, N, *S] in [-1, 1]. scores: one map per discriminator scale.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def gradient_penalty(scores: Sequence[Tensor], x: Tensor) -> Tensor:
     """R1: mean over the batch of half the squared gradient of D(x) with respect to x.
 
     D(x) is what the adversarial losses look at: the mean of each scale's scores, summed over the
-    scales. Keeps D flat where real patches lie (Mescheder et al. 2018). x: [B, 1, *S], requiring
+    scales. Keeps D flat where real patches lie (Mescheder et al. 2018). x: [B, N, *S], requiring
     gradients; scores: D's of x.
     """
     total = torch.stack([s.float().flatten(1).mean(dim=1) for s in scores]).sum()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pmg.model import Domain
 from pmg.step import Pair
@@ -15,7 +19,7 @@ from pmg.window import window_of
 if TYPE_CHECKING:
     from pmg.config import Config
 
-__all__ = ["PatchBatch", "to_pair"]
+__all__ = ["PatchBatch", "on_device", "to_pair"]
 
 
 class PatchBatch(Protocol):
@@ -38,6 +42,56 @@ class PatchBatch(Protocol):
     def samples(self) -> Any: ...
     @property
     def spacing_mm(self) -> tuple[float, float, float]: ...
+
+
+def on_device(
+    batches: Iterator[PatchBatch], device: torch.device
+) -> Generator[PatchBatch, None, None]:
+    """The batches as tensors on the device, each sent there while the one before it is in use.
+
+    A thread takes the next batch, and on a GPU copies it to pinned memory and from there to the
+    device on a stream of its own, beside the step's kernels. Closing this iterator ends the thread;
+    the batches' own iterator has to stay open until then.
+    """
+    side = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+    with ThreadPoolExecutor(1, thread_name_prefix="to device") as thread:
+        ahead = thread.submit(_send, batches, device, side)
+        while (sent := ahead.result()) is not None:
+            ahead = thread.submit(_send, batches, device, side)
+            if sent.arrived is not None:
+                current = torch.cuda.current_stream(device)
+                current.wait_event(sent.arrived)
+                for tensor in (sent.hu1, sent.hu2, sent.position_mm):
+                    tensor.record_stream(current)  # its memory is the other stream's
+            yield sent
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """A `PatchBatch` of tensors on the device. arrived: when they are there, for a GPU."""
+
+    hu1: Tensor
+    hu2: Tensor
+    position_mm: Tensor
+    samples: Any
+    spacing_mm: tuple[float, float, float]
+    arrived: torch.cuda.Event | None
+
+
+def _send(
+    batches: Iterator[PatchBatch], device: torch.device, side: torch.cuda.Stream | None
+) -> _Sent | None:
+    batch = next(batches, None)
+    if batch is None:
+        return None
+    tensors = [torch.as_tensor(part) for part in (batch.hu1, batch.hu2, batch.position_mm)]
+    arrived = None
+    if side is not None:
+        with torch.cuda.stream(side):
+            tensors = [part.pin_memory().to(device, non_blocking=True) for part in tensors]
+            arrived = side.record_event()
+    hu1, hu2, position_mm = tensors
+    return _Sent(hu1, hu2, position_mm, batch.samples, batch.spacing_mm, arrived)
 
 
 def to_pair(batch: PatchBatch, config: Config, device: torch.device) -> Pair:

@@ -1,12 +1,10 @@
-"""The report of an evaluation: one self-contained HTML page, one PNG, and the figures as JSON."""
+"""The report of an evaluation: one self-contained HTML page and one PNG."""
 
 from __future__ import annotations
 
 import base64
 import io
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,11 @@ from typing import Any
 import jinja2
 from matplotlib.figure import Figure
 
+from pmg.bootstrap import LEVEL, RESAMPLES
 from pmg.config import Config
 from pmg.figures import WINDOW, Panel, draw_losses, draw_panels, draw_report
 from pmg.summary import Row
+from pmg.tables import number, shown, span
 
 __all__ = ["write_report"]
 
@@ -31,7 +31,7 @@ def write_report(
     history: Sequence[Mapping[str, Any]] = (),
     facts: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write report.html, report.png and metrics.json into the folder; returns the page's path.
+    """Write report.html and report.png into the folder; returns the page's path.
 
     history: the records of a run's metrics, for the loss curves. facts: what a reader wants to know
     of the run, by name.
@@ -43,6 +43,10 @@ def write_report(
     html = page.render(
         title=title,
         rows=rows,
+        candidates=shown(rows),
+        intervals=f"{100 * LEVEL:.0f} % intervals from {RESAMPLES} draws of the subjects",
+        number=number,
+        span=span,
         panels=_png(draw_panels(panels, components)),
         losses=_png(draw_losses(history)) if history else None,
         window=WINDOW,
@@ -52,7 +56,6 @@ def write_report(
     (folder / "report.png").write_bytes(
         base64.b64decode(_png(draw_report(panels, components, history, rows)))
     )
-    (folder / "metrics.json").write_text(json.dumps([asdict(row) for row in rows], indent=1))
     path = folder / "report.html"
     path.write_text(html)
     return path

@@ -47,7 +47,7 @@ _DOMAINS: tuple[Domain, Domain] = (1, 2)
 
 @dataclass(frozen=True)
 class Pair:
-    """A batch of co-located patches: x_i [B, 1, *S] in [-1, 1], their places, and noise.
+    """A batch of co-located patches: x_i [B, N, *S] in [-1, 1], their places, and noise.
 
     noise: [4, B, C, *s], standard normal, for samples of q_1, q_2 and their cycles' posteriors.
     """

@@ -1,110 +1,124 @@
-"""The table of an evaluation: one row a figure, identity beside the translation, over all cases."""
+"""The tables of an evaluation: one row a quantity over all cases, and one a quantity and case."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
+from pmg.bootstrap import interval
+from pmg.evaluate import CaseResult
+from pmg.quantity import Amount, Quantity
 
-from pmg.evaluate import CaseResult, Measures
-from pmg.metrics import PlaqueContrast
+__all__ = ["CANDIDATES", "CaseRow", "Row", "Value", "per_case", "summarise"]
 
-__all__ = ["Row", "summarise"]
+# Of a row's fields, the candidate's name in it.
+CANDIDATES = {"identity": "no translation", "matched": "histogram", "translated": "pmg"}
 
-_LARGE_PLAQUE_MM = 2.0
+
+@dataclass(frozen=True)
+class Value:
+    """A figure over all cases, with the interval of its uncertainty over subjects if there is one.
+
+    subjects: how many have it.
+    """
+
+    value: float
+    interval: tuple[float, float] | None = None
+    subjects: int = 1
 
 
 @dataclass(frozen=True)
 class Row:
-    """One figure: its unit, the mean over cases for each candidate, and the truth where it has one.
+    """One quantity over all cases; None where a candidate doesn't have it.
 
-    note: what the figure is over, such as the number of cases.
+    note: its definition, and how many things and cases it is over.
     """
 
     name: str
     unit: str
-    identity: float
-    translated: float
-    truth: float | None = None
+    identity: Value | None
+    matched: Value | None
+    translated: Value | None
+    truth: Value | None
     note: str = ""
 
 
+@dataclass(frozen=True)
+class CaseRow:
+    """One quantity of one case."""
+
+    case: str
+    subject: str
+    name: str
+    unit: str
+    identity: float | None
+    matched: float | None
+    translated: float | None
+    truth: float | None
+    count: int
+
+
 def summarise(results: Sequence[CaseResult]) -> list[Row]:
-    """Rows for the cases with truth, then one pair of rows for every region of interest."""
-    rows: list[Row] = []
-    known = [r for r in results if r.translated is not None and r.identity is not None]
-    if known:
-        rows += _truth_rows(known)
-    for result in results:
-        for region in result.regions:
-            place = f"{result.name}: {region.region.name}"
-            if region.other_hu is not None:
-                before, after = region.other_hu
-                rows.append(Row(f"{place}, mean", "HU", before, after, note="without its calcium"))
-            if region.calcium_hu is not None:
-                before, after = region.calcium_hu
-                note = f"{region.calcium_mm3:.0f} mm3 of 130 HU or more in the source"
-                rows.append(Row(f"{place}, calcium", "HU", before, after, note=note))
+    """A row for every quantity, in the order in which they first come."""
+    rows = []
+    for quantity in _quantities(results):
+        values = {name: _pooled(results, quantity, name) for name in (*CANDIDATES, "truth")}
+        if any(values[name] is not None for name in CANDIDATES):
+            note = "; ".join(part for part in (quantity.note, _over(results, quantity)) if part)
+            rows.append(Row(quantity.name, quantity.unit, **values, note=note))
     return rows
 
 
-def _truth_rows(known: Sequence[CaseResult]) -> list[Row]:
-    identity = [r.identity for r in known if r.identity is not None]
-    translated = [r.translated for r in known if r.translated is not None]
-    rows = [
-        Row(
-            "body MAE",
-            "HU",
-            _mean(m.body_mae_hu for m in identity),
-            _mean(m.body_mae_hu for m in translated),
-            note=f"{len(known)} cases",
-        )
-    ]
-    for organ in {name: None for r in known for name in r.truth_organ_hu}:
-        having = [i for i, r in enumerate(known) if organ in r.truth_organ_hu]
-        truth = [known[i].truth_organ_hu[organ] for i in having]
-        reached = [translated[i].organ_hu[organ] for i in having]
-        error = _mean(abs(a - b) for a, b in zip(reached, truth, strict=True))
-        rows.append(
-            Row(
-                organ,
-                "HU",
-                _mean(identity[i].organ_hu[organ] for i in having),
-                _mean(reached),
-                _mean(truth),
-                note=f"off by {error:.0f} HU on average over {len(having)} cases",
+def per_case(results: Sequence[CaseResult]) -> Iterator[CaseRow]:
+    """All figures of all cases."""
+    for result in results:
+        for quantity in _quantities([result]):
+            amounts = {
+                name: result.measured.get(name, {}).get(quantity) for name in (*CANDIDATES, "truth")
+            }
+            known = [amount for amount in amounts.values() if amount is not None]
+            values = {n: None if a is None else a.value for n, a in amounts.items()}
+            yield CaseRow(
+                result.name,
+                result.subject,
+                quantity.name,
+                quantity.unit,
+                **values,
+                count=int(known[0].count),
             )
-        )
-    return rows + _plaque_rows(identity, translated)
 
 
-def _plaque_rows(identity: Sequence[Measures], translated: Sequence[Measures]) -> list[Row]:
-    def counted(measures: Sequence[Measures]) -> list[PlaqueContrast]:
-        plaques = (p for m in measures for p in m.plaques)
-        return [p for p in plaques if p.measurable and p.diameter_mm >= _LARGE_PLAQUE_MM]
-
-    before, after = counted(identity), counted(translated)
-    if not after:
-        return []
-    note = f"{len(after)} plaques of 2 mm or more; kept: at least half the true contrast"
-    return [
-        Row(
-            "plaques kept",
-            "%",
-            100 * _mean(p.kept for p in before),
-            100 * _mean(p.kept for p in after),
-            note=note,
-        ),
-        Row(
-            "plaque contrast / true contrast",
-            "%",
-            100 * _mean(p.candidate_hu / p.true_hu for p in before),
-            100 * _mean(p.candidate_hu / p.true_hu for p in after),
-            100.0,
-        ),
-    ]
+def _quantities(results: Sequence[CaseResult]) -> list[Quantity]:
+    return list(
+        dict.fromkeys(q for result in results for one in result.measured.values() for q in one)
+    )
 
 
-def _mean(values: Iterable[float]) -> float:
-    return float(np.mean(list(values)))
+def _pooled(results: Sequence[CaseResult], quantity: Quantity, name: str) -> Value | None:
+    subjects: dict[str, list[Amount]] = defaultdict(list)
+    for result in results:
+        amount = result.measured.get(name, {}).get(quantity)
+        if amount is not None and amount.count:
+            subjects[result.subject].append(amount)
+    if not subjects:
+        return None
+    totals = [sum(one.total for one in amounts) for amounts in subjects.values()]
+    counts = [sum(one.count for one in amounts) for amounts in subjects.values()]
+    return Value(sum(totals) / sum(counts), interval(totals, counts), len(subjects))
+
+
+def _over(results: Sequence[CaseResult], quantity: Quantity) -> str:
+    """Such as "12 plaques in 4 cases"."""
+    having = []
+    for result in results:
+        found = [one[quantity] for one in result.measured.values() if quantity in one]
+        having += [amount.count for amount in found[:1] if amount.count]
+    cases = _counted(len(having), "case")
+    if not quantity.thing:
+        return cases
+    return f"{_counted(round(sum(having)), quantity.thing)} in {cases}"
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

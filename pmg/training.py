@@ -67,7 +67,7 @@ class Training:
         self.translator, self.critic = translator, critic
         self.averaged = averaged
         self.step = 0
-        self._device = device
+        self.device = device
 
     @property
     def translating_model(self) -> Translator:
@@ -78,7 +78,7 @@ class Training:
 
     def advance(self, batch: PatchBatch) -> dict[str, Tensor]:
         """One step on one batch of this rank. Returns every loss term by name, detached."""
-        pair = to_pair(batch, self.config, self._device)
+        pair = to_pair(batch, self.config, self.device)
         # For the KL estimators that sample: a resumed run draws what it would have drawn.
         # Hashed, for torch's generator looks at 32 bits of its seed on CPUs.
         mixed = np.random.SeedSequence([self.config.train.seed, int(batch.samples[0])])

@@ -69,6 +69,11 @@ class VolumeTranslator:
     def config(self) -> Config:
         return self._config
 
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Of the model's grid, z, y, x."""
+        return self._spacing_mm
+
     def reversed(self) -> VolumeTranslator:
         """The same model in the other direction."""
         return VolumeTranslator(self._model, self._config, other(self._source), self._device)
@@ -79,7 +84,7 @@ class VolumeTranslator:
         What the model changes is computed on the model's grid and added to the source. Detail finer
         than that grid is thereby kept as it is, and so is all that lies outside the body.
         """
-        grid = self._on_grid(volume)
+        grid = self.on_grid(volume)
         change = Volume(np.zeros(grid.shape, np.float32), grid.affine)
         body = body_mask(grid)
         for z, target in enumerate(self._translated_slices(grid, body, progress)):
@@ -93,7 +98,7 @@ class VolumeTranslator:
 
     def slice(self, volume: Volume, z_mm: float, truth: Volume | None = None) -> GridSlice:
         """What the model sees and makes of the axial slice at z_mm (LPS), nearest in the volume."""
-        grid = self._on_grid(volume)
+        grid = self.on_grid(volume)
         z = round((z_mm - grid.affine[2, 3]) / self._spacing_mm[0])
         z = min(max(z, 0), grid.shape[0] - 1)
         stride = self._model.stride
@@ -115,7 +120,7 @@ class VolumeTranslator:
         return GridSlice(
             grid.hu[z].astype(np.float32),
             target[rows, columns].cpu().numpy(),
-            None if truth is None else self._on_grid(truth).hu[z].astype(np.float32),
+            None if truth is None else self.on_grid(truth).hu[z].astype(np.float32),
             tissue[rows, columns].cpu().numpy(),
         )
 
@@ -130,7 +135,8 @@ class VolumeTranslator:
         stop = -(-(z + self._reach + 1) // stride) * stride
         return first, min(stop, slices)
 
-    def _on_grid(self, volume: Volume) -> Volume:
+    def on_grid(self, volume: Volume) -> Volume:
+        """The volume on the grid that the model sees."""
         return resample(canonical(volume), self._spacing_mm)
 
     def _frame_start_mm(self, grid: Volume, body: NDArray[np.bool_]) -> Tensor:

@@ -120,7 +120,6 @@ SELDOM = (
     "hu_max",
     "hu_histogram",
     "body_box",
-    "stored_bytes",
     "source_digest",
     "source_stat",
     "ingest_version",

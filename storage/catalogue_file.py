@@ -33,7 +33,7 @@ _STATED = re.compile(rb"(?s:.*)pmg\.sha256[^0-9a-f]{1,4}([0-9a-f]{64})")
 _MAX_BYTES = 2 * 2**30
 _MAX_ROWS = 1_000_000
 _MAX_ROW_BYTES = 64 * 2**10
-_MAX_VOXELS = 2**33  # of one volume; a CT has 2^26, whole-body micro-CT 2^32
+_MAX_VOXELS = 2**33  # of one volume; a CT of the trunk has 2^26
 
 _SHARED = [field.name for field in SCHEMA if pa.types.is_dictionary(field.type)]
 _ARRAY_PATH = r"^volumes/[a-z0-9][a-z0-9-]*$"

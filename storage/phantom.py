@@ -20,6 +20,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from pydicom.dataset import Dataset
@@ -71,6 +72,7 @@ def write_cohort(
     protocol: Protocol | None = None,
     *,
     phase: Phase = "portal",
+    test_domain: Literal[1, 2] = 1,
     progress: Progress | None = None,
 ) -> Path:
     """Write an unpaired training set and a paired test set; returns the manifest's path.
@@ -103,7 +105,7 @@ def write_cohort(
         own = vary(base, subject, scan.role, scan.subject_seed)
         place = folder / scan.role / scan.name
         if scan.role == "test":
-            _write_test(place, scan, subject, own, phase)
+            _write_test(place, scan, subject, own, phase, test_domain)
         else:
             domain = 1 if scan.role == "domain1" else 2
             shown: Phase = "non_contrast" if domain == 1 else phase
@@ -161,13 +163,20 @@ def _plan(seed: int, subjects_per_domain: int, test_subjects: int) -> Iterator[_
 
 
 def _write_test(
-    place: Path, scan: _Scan, subject: Subject, protocol: Protocol, phase: Phase
+    place: Path,
+    scan: _Scan,
+    subject: Subject,
+    protocol: Protocol,
+    phase: Phase,
+    domain: Literal[1, 2],
 ) -> None:
     seed = scan.subject_seed
+    bare_phase: Phase = "non_contrast"
+    shown, wanted = (bare_phase, phase) if domain == 1 else (phase, bare_phase)
     source, bare, target = render_phases(
-        subject, ["non_contrast", "non_contrast", phase], protocol, [seed, None, None]
+        subject, [shown, shown, wanted], protocol, [seed, None, None]
     )
-    write_series(source, place / "source", _headers(source, scan, "non_contrast", protocol))
+    write_series(source, place / "source", _headers(source, scan, shown, protocol))
     truth = place / "truth"
     truth.mkdir(parents=True, exist_ok=True)
     exact = labels(subject, protocol)

@@ -128,16 +128,16 @@ class LocalPlace(Place):
         file = _open(self.root, name)
         status = os.fstat(file.descriptor)
         refuse_large(str(file.path), status.st_size, limit)
-        return file.read(0, status.st_size), _version(status)
+        return file.read(0, status.st_size, status.st_size), _version(status)
 
     def read_ranges(
         self, name: str, starts: Sequence[int], lengths: Sequence[int]
     ) -> Sequence[bytes]:
-        file = self._file(name)
-        return [file.read(start, length) for start, length in zip(starts, lengths, strict=True)]
+        file, size = self._current(name)
+        return [file.read(a, n, size) for a, n in zip(starts, lengths, strict=True)]
 
     def size(self, name: str) -> int:
-        return os.fstat(self._file(name).descriptor).st_size
+        return self._current(name)[1]
 
     def replace(self, name: str, data: bytes, *, expected: str | None = None) -> str:
         path = self._path(name)
@@ -157,11 +157,15 @@ class LocalPlace(Place):
                 yield f"{prefix}{entry.name}{'/' if entry.is_dir() else ''}"
 
     def remove_tree(self, folder: str) -> None:
-        path = self.root / checked(folder)
-        if path.is_symlink():
-            path.unlink()
-        elif path.exists():
-            shutil.rmtree(self._path(folder))
+        parent, _, last = checked(folder).rpartition("/")
+        path = (self._path(parent) if parent else self.root) / last
+        try:
+            if path.is_symlink():
+                path.unlink()
+            elif path.exists():
+                shutil.rmtree(path)
+        except OSError as error:
+            raise StoreError(f"{path}: not removed ({error.strerror})") from error
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -185,6 +189,20 @@ class LocalPlace(Place):
     def _path(self, name: str) -> Path:
         return _inside(self.root, name)
 
+    def _current(self, name: str) -> tuple[_File, int]:
+        """The open file that has this name now, and its size."""
+        file = self._file(name)
+        try:
+            status = os.stat(file.path)
+            same = (status.st_dev, status.st_ino) == file.identity
+        except OSError:
+            same = False
+        if not same:  # deleted or replaced, which no writer does
+            self._file.cache_clear()
+            file = self._file(name)
+            status = os.fstat(file.descriptor)
+        return file, status.st_size
+
 
 class _File:
     """A descriptor for reading that is closed when nobody refers to it any more."""
@@ -194,25 +212,27 @@ class _File:
         self.path = path
         # Not blocking: a pipe in a file's place would wait for its writer.
         self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        if not stat.S_ISREG(os.fstat(self.descriptor).st_mode):
+        status = os.fstat(self.descriptor)
+        if not stat.S_ISREG(status.st_mode):
             raise StoreCorrupt(f"{path}: is not a file")
+        self.identity = (status.st_dev, status.st_ino)
 
-    def read(self, start: int, length: int) -> bytes:
+    def read(self, start: int, length: int, size: int) -> bytes:
+        """size: of the file. Nothing is allocated for what lies beyond it."""
+        parts = []
         try:
-            data = os.pread(self.descriptor, length, start)
-            while 0 < len(data) < length:  # one call reads at most 2 GiB
-                more = os.pread(self.descriptor, length - len(data), start + len(data))
-                if not more:
-                    break
-                data += more
+            while length and start + length <= size:
+                parts.append(os.pread(self.descriptor, length, start))  # at most 2 GiB a call
+                if not parts[-1]:
+                    break  # truncated at this moment
+                start, length = start + len(parts[-1]), length - len(parts[-1])
         except OSError as error:
             raise StoreError(f"{self.path}: cannot be read ({error.strerror})") from error
-        if len(data) != length:
+        if length:
             raise StoreCorrupt(
-                f"{self.path}: truncated; it ends before byte {start + length} "
-                f"({len(data)} of {length} bytes from {start} on are there)"
+                f"{self.path}: truncated; has {size} bytes, expected {start + length} or more"
             )
-        return data
+        return b"".join(parts) if len(parts) != 1 else parts[0]
 
     def __del__(self) -> None:
         if self.descriptor >= 0:

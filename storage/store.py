@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
@@ -21,7 +22,7 @@ from storage.body import FrameOrigin
 from storage.catalogue import Catalogue, Row, body_cells, hu_histogram, mask_cells
 from storage.catalogue_file import CATALOGUE, read_catalogue, write_catalogue
 from storage.errors import GeometryError, IngestError, StoreCorrupt, StoreError, StoreMissing
-from storage.layout import layout_of
+from storage.layout import CHUNK, layout_of
 from storage.place import Place
 from storage.shard import ShardedArray
 from storage.volume import Volume
@@ -34,6 +35,9 @@ Spacing = tuple[float, float, float]
 
 _ROOT, _VOLUMES = "zarr.json", "volumes/zarr.json"
 _THREADS = 2  # beside the one that stages a volume
+# What the smallest chunk takes: its entry in the shard's index, Blosc's header, the checksum.
+_CHUNK_BYTES = 16 + 16 + 4
+
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 
 
@@ -117,10 +121,15 @@ class Store:
 
     def read(self, volume_id: str) -> Volume:
         """The whole volume, int16. Raises StoreCorrupt when its digest is not the catalogue's."""
-        affine, digest, path, shape = self.rows.get(
-            self.require(volume_id), "affine", "digest", "array_path", "shape"
+        affine, digest, path, shape, stored_bytes = self.rows.get(
+            self.require(volume_id), "affine", "digest", "array_path", "shape", "stored_bytes"
         )
         with _naming(volume_id):
+            if math.prod(shape) * _CHUNK_BYTES > stored_bytes * math.prod(CHUNK):
+                raise StoreCorrupt(
+                    f"{self.place}/{path}: shape {tuple(shape)} cannot come from the "
+                    f"{stored_bytes} bytes that the catalogue states"
+                )
             hu = self._array(volume_id).read((0, 0, 0), shape)
             if content_digest(hu, affine) != digest:
                 raise StoreCorrupt(f"{self.place}/{path}: has another SHA-256 than stated")

@@ -82,7 +82,7 @@ class PatchStream(Iterator[Batch]):
             )
         self.step = start_step
         self._store = store
-        self._sampler = sampler
+        self.sampler = sampler
         self._share = (rank, world_size, global_batch)
         self._count = share
         self._volume_ids: list[str] = sampler.rows.column("volume_id").tolist()
@@ -114,8 +114,8 @@ class PatchStream(Iterator[Batch]):
         each thread what `ShardedArray.cut` takes; and the cohort where it is kept. Neither the
         number of volumes nor that of samples is in it.
         """
-        steps = self._round * (self._sampler.patches_per_visit - 1) + self._horizon + 1
-        pair_bytes = 2 * 2 * math.prod(self._sampler.patch_shape)
+        steps = self._round * (self.sampler.patches_per_visit - 1) + self._horizon + 1
+        pair_bytes = 2 * 2 * math.prod(self.sampler.patch_shape)
         cohort = self.cohort_bytes if self.in_memory else 0
         working = self._threads * ShardedArray.working_bytes(self._tallest)
         return steps * self._count * pair_bytes + working + cohort
@@ -130,7 +130,7 @@ class PatchStream(Iterator[Batch]):
         while self._ahead and self._ahead[0][0] <= self.step:
             self._ahead[0][1].result()
             self._ahead.popleft()
-        batch = self._drafts.pop(self.step).finished(self.step, self._share, self._sampler)
+        batch = self._drafts.pop(self.step).finished(self.step, self._share, self.sampler)
         self.step += 1
         return batch
 
@@ -156,37 +156,37 @@ class PatchStream(Iterator[Batch]):
         """This rank's visits by the step that needs them first; the first ones are under way."""
         for step in itertools.count(start_step):
             for position, n in enumerate(rank_samples(step, *self._share)):
-                slot, number, which = self._sampler.turn(n)
+                slot, number, which = self.sampler.turn(n)
                 if which == 0 or step < start_step + self._round:
                     yield _Task(step, position, slot, number, which)
 
     def _submit(self, task: _Task) -> None:
-        count = self._sampler.patches_per_visit - task.which
+        count = self.sampler.patches_per_visit - task.which
         drafts = [self._draft(task.step + turn * self._round) for turn in range(count)]
         self._ahead.append((task.step, self._pool.submit(self._carry_out, task, drafts)))
 
     def _draft(self, step: int) -> _Draft:
         draft = self._drafts.get(step)
         if draft is None:
-            shape = (self._count, *self._sampler.patch_shape)
+            shape = (self._count, *self.sampler.patch_shape)
             draft = self._drafts[step] = _Draft.empty(shape)
         return draft
 
     def _carry_out(self, task: _Task, drafts: list[_Draft]) -> None:
         """Write what is left of a visit into the batches that deliver it, one patch into each."""
-        visit = self._sampler.visit(task.slot, task.number)
+        visit = self.sampler.visit(task.slot, task.number)
         at = task.position
         for domain, volume in enumerate(visit.volumes):
             outs = [draft.hu[domain][at] for draft in drafts]
             self._cut(volume, visit.starts[domain, task.which :], outs)
         one, two = (self._volume_ids[volume] for volume in visit.volumes)
-        place_mm = (visit.frame * self._sampler.spacing_mm).astype(np.float32)
+        place_mm = (visit.frame * self.sampler.spacing_mm).astype(np.float32)
         for draft, place in zip(drafts, place_mm.swapaxes(0, 1)[task.which :], strict=True):
             draft.position_mm[at] = place
             draft.volume_ids[at] = (one, two)
 
     def _cut(self, volume: int, starts: np.ndarray, outs: list[np.ndarray]) -> None:
-        shape = self._sampler.patch_shape
+        shape = self.sampler.patch_shape
         if not self.in_memory:
             self._store.cut(self._volume_ids[volume], starts, shape, outs)
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,6 +15,9 @@ from pmg.cli.options import (
     identity_options,
     pseudonyms_of,
 )
+
+if TYPE_CHECKING:
+    from pmg.model import Domain
 
 
 @click.command(name="evaluate")
@@ -28,6 +32,12 @@ from pmg.cli.options import (
     show_default=True,
     help="domain of the cases' sources",
 )
+@click.option(
+    "--targets",
+    metavar="FOLDER|URL",
+    help="real scans of the other domain, a store or a folder of series, to compare with; "
+    "default: the store that the model was trained on",
+)
 @identity_options
 @device_option
 def command(
@@ -35,6 +45,7 @@ def command(
     model: Path,
     out: Path,
     domain: int,
+    targets: str | None,
     key: Path | None,
     keep_identity: bool,
     device: str,
@@ -43,13 +54,18 @@ def command(
 
     CASES holds a folder per case: source/ with a series; where it is known truth/ with
     target.nii.gz, organs.nii.gz (TotalSegmentator's numbers), plaques.nii.gz and plaques.csv on the
-    source's grid; where there is no truth regions.csv (name,x_mm,y_mm,z_mm,radius_mm in patient
-    coordinates), whose HU are shown before and after. OUT gets every translation, report.html,
-    report.png and metrics.json; the source itself stands beside every figure as "no translation".
-    Written DICOM is de-identified as by `pmg translate`; the report shows the cases' folder names.
+    source's grid; where there is none, organs.nii.gz and regions.csv (name,x_mm,y_mm,z_mm,radius_mm
+    in patient coordinates), whose HU are shown before and after, if you have them. Domain 2 is the
+    one with contrast agent.
+
+    OUT gets every translation, report.html and report.png, metrics.csv and .json over all cases
+    with intervals over patients, and cases.csv and .json. The source itself stands beside every
+    figure as "no translation", and with its histogram matched to real scans. Written DICOM is
+    de-identified as by `pmg translate`; the report shows the cases' folder names.
     """
     with refusals():
         from pmg.cli.pipeline import evaluate_and_report
 
         names = pseudonyms_of(key, keep_identity, out)
-        evaluate_and_report(cases, model, out, names, domain, device)
+        direction: Domain = 1 if domain == 1 else 2
+        evaluate_and_report(cases, model, out, names, direction, device, targets=targets)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,6 +26,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 OUT_FOLDER = click.Path(file_okay=False, path_type=Path)
+
+# A store's address stays text: a Path would make s3:/bucket of s3://bucket.
+store_argument = click.argument("store", metavar="STORE")
+store_option = partial(click.option, "--store", metavar="FOLDER|s3://BUCKET/PREFIX")
 
 config_option = click.option(
     "--config", "source", metavar="FILE|PRESET", help="a YAML file, or the name of a preset"

@@ -22,7 +22,14 @@ from pmg.cli.options import OUT_FOLDER
     show_default=True,
     help="contrast phase of domain 2",
 )
-def command(out: Path, seed: int, subjects: int, tests: int, phase: str) -> None:
+@click.option(
+    "--tests-from",
+    type=click.IntRange(1, 2),
+    default=1,
+    show_default=True,
+    help="domain of the test cases' sources; their truth is in the other",
+)
+def command(out: Path, seed: int, subjects: int, tests: int, phase: str, tests_from: int) -> None:
     """Write a cohort of synthetic CT series in DICOM.
 
     OUT/domain1 holds non-contrast series, OUT/domain2 series of other subjects with contrast,
@@ -38,6 +45,7 @@ def command(out: Path, seed: int, subjects: int, tests: int, phase: str) -> None
             subjects,
             tests,
             phase=phase,  # type: ignore[arg-type]
+            test_domain=1 if tests_from == 1 else 2,
             progress=lambda done, total, name: bar.update(1),
         )
     click.echo(f"next: pmg ingest --manifest {manifest} --store STORE --key KEYFILE")

@@ -7,17 +7,17 @@ from pathlib import Path
 import click
 
 from pmg.cli import refusals
-from pmg.cli.options import OUT_FOLDER, config_option, overrides_argument
+from pmg.cli.options import OUT_FOLDER, config_option, overrides_argument, store_option
 
 
 @click.command(name="train")
-@click.option("--store", type=OUT_FOLDER, help="what pmg ingest wrote; or data.store in the config")
+@store_option(help="what pmg ingest wrote; or data.store in the config")
 @click.option(
     "--run", type=OUT_FOLDER, required=True, help="folder of the run; resumed if it exists"
 )
 @config_option
 @overrides_argument
-def command(store: Path | None, run: Path, source: str | None, overrides: tuple[str, ...]) -> None:
+def command(store: str | None, run: Path, source: str | None, overrides: tuple[str, ...]) -> None:
     """Train a translator on a store, with Ray and DeepSpeed.
 
     Settings come from the defaults, then --config, then overrides such as prior.components=8 or

@@ -8,7 +8,10 @@ from click.testing import CliRunner
 
 from pmg.cli import main
 
-COMMANDS = ["phantom", "ingest", "info", "train", "translate", "evaluate", "export", "demo"]
+COMMANDS = [
+    *("phantom", "ingest", "info", "verify", "train"),
+    *("translate", "evaluate", "export", "demo"),
+]
 
 
 @pytest.mark.parametrize("command", [[], *([c] for c in COMMANDS)])

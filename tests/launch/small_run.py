@@ -9,6 +9,7 @@ import numpy as np
 
 from pmg.config import Config
 from storage.body import FrameOrigin
+from storage.place import Place
 from storage.store import Store
 from storage.volume import Volume
 
@@ -25,7 +26,7 @@ _SMALL: dict[str, dict[str, Any]] = {
 }
 
 
-def small_config(store: Path, **sections: dict[str, Any]) -> Config:
+def small_config(store: Path | str, **sections: dict[str, Any]) -> Config:
     """The small tree with some fields of some sections changed."""
     names = _SMALL.keys() | sections.keys()
     tree = {name: _SMALL.get(name, {}) | sections.get(name, {}) for name in names}
@@ -33,7 +34,7 @@ def small_config(store: Path, **sections: dict[str, Any]) -> Config:
     return Config.model_validate(tree)
 
 
-def make_store(path: Path) -> Store:
+def make_store(path: Path | Place) -> Store:
     """Two volumes per domain: an elliptic body in air, with a vessel that is bright in domain 2."""
     store = Store.create(path, SPACING_MM)
     with store.writer() as writer:

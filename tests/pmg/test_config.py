@@ -167,6 +167,32 @@ def test_a_preset_can_be_overridden():
     assert (config.prior.components, config.model.posterior, config.model.width) == (1, "unit", 4)
 
 
+def test_a_file_is_laid_over_the_preset_that_it_names(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("preset: unit\ntrain: {steps: 7}\noptim: {lr: 2.0e-4}\n")
+    config = load_config(path, ["train.seed=3"])
+    assert config == load_config("unit", ["train.steps=7", "optim.lr=2e-4", "train.seed=3"])
+
+
+@pytest.mark.parametrize("name", ["unti", "3", "[unit]"])
+def test_a_preset_that_there_is_not_is_refused_with_those_there_are(tmp_path, name):
+    path = tmp_path / "run.yaml"
+    path.write_text(f"preset: {name}\n")
+    message = refusal(source=path)
+    assert message.startswith("config preset: ")
+    assert "demo, faithful, recommended, unit" in message
+
+
+def test_options_that_the_paper_does_not_have_are_off_in_its_presets():
+    for name in ("faithful", "unit"):
+        config = load_config(name)
+        loss, model = config.loss, config.model
+        assert (loss.lambda_change, loss.lambda_gradient, loss.r1) == (0, 0, 0)
+        assert (loss.calcium_weight, loss.free_bits, loss.kl_warmup_steps) == (1, 0, 0)
+        assert (model.skip, model.position) == (False, False)
+        assert config.discriminator.spectral_norm is False
+
+
 def test_the_preset_of_unit_is_its_latent():
     config = load_config(
         "unit", ["model.width=2", "model.latent_channels=8", "discriminator.width=2"]
@@ -190,7 +216,7 @@ def test_paths_and_tuples_survive_yaml(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(config.to_yaml())
     again = load_config(path)
-    assert again.data.store == Path("/a/store")
+    assert again.data.store == "/a/store"
     assert again.data.spacing_mm == (3.0, 2.0, 2.0)
 
 

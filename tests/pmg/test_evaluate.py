@@ -9,14 +9,10 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from pmg.evaluate import (
-    Case,
-    CaseError,
-    Region,
-    find_cases,
-    measure,
-    read_target,
-)
+from pmg.agatston import agatston, artery_region
+from pmg.cases import Case, CaseError, Region, find_cases, read_target
+from pmg.evaluate import CaseResult, measure
+from storage.grid import canonical
 from storage.nifti import write_nifti
 from storage.volume import Volume
 
@@ -51,7 +47,8 @@ class Phantom:
     plaques: Volume
 
     def case(self, *regions: Region) -> Case:
-        return Case("one", self.folder / "source", self.folder / "truth", regions)
+        truth = self.folder / "truth"
+        return Case("one", self.folder / "source", truth, regions, truth / "organs.nii.gz")
 
     def write(self) -> None:
         truth = self.folder / "truth"
@@ -90,44 +87,127 @@ def phantom(request, tmp_path) -> Phantom:
     return made
 
 
+def figures(result: CaseResult, name: str = "translated") -> dict[str, float | None]:
+    return {quantity.name: amount.value for quantity, amount in result.measured[name].items()}
+
+
+def evaluated(phantom: Phantom, translated: Volume, *regions: Region, **more) -> CaseResult:
+    candidates = {"identity": phantom.source, "translated": translated}
+    return measure(phantom.case(*regions), phantom.source, candidates, **more)
+
+
 def test_a_translation_and_its_source_are_measured_against_the_truth(phantom):
     hu = phantom.target.hu.copy()
     hu[phantom.target.hu > -500] += 7
     hu[(3, 20, 30)] -= 200
     hu[:, :2] += 500  # air: outside of the body
-    result = measure(phantom.case(), phantom.source, Volume(hu, phantom.source.affine))
-    body = (phantom.source.hu > -300).sum()
-    assert result.translated.body_mae_hu == pytest.approx((7 * (body - 1) + 193) / body, rel=1e-3)
-    assert result.translated.organ_hu == {"liver": pytest.approx(117)}
-    assert result.truth_organ_hu == {"liver": pytest.approx(110)}
-    assert result.identity.organ_hu == {"liver": pytest.approx(40)}
-    liver = (phantom.organs.hu == 5).sum()
-    assert result.identity.body_mae_hu == pytest.approx(70 * liver / body, rel=1e-3)
-    assert {p.diameter_mm: (p.true_hu, p.candidate_hu) for p in result.translated.plaques} == {
-        3.0: (pytest.approx(300), pytest.approx(100)),
-        5.0: (pytest.approx(300), pytest.approx(300)),
-    }
+    result = evaluated(phantom, Volume(hu, phantom.source.affine))
+    assert (result.name, result.subject) == ("one", "one")
+    translated, identity, truth = (
+        figures(result, name) for name in ("translated", "identity", "truth")
+    )
+    body = int((phantom.source.hu > -300).sum())
+    assert translated["body MAE"] == pytest.approx((7 * (body - 1) + 193) / body, rel=1e-3)
+    error = (49 * (body - 1) + 193**2) / body
+    assert translated["PSNR"] == pytest.approx(10 * np.log10(4095**2 / error), rel=1e-3)
+    assert translated["liver"] == pytest.approx(117)
+    assert translated["liver, error"] == pytest.approx(7)
+    assert truth["liver"] == pytest.approx(110)
+    assert (identity["liver"], identity["liver, error"]) == pytest.approx((40, 70))
+    liver = int((phantom.organs.hu == 5).sum())
+    assert identity["body MAE"] == pytest.approx(70 * liver / body, rel=1e-3)
+    assert translated["plaques kept"] == 50
+    assert translated["plaque contrast / true contrast"] == pytest.approx(100 * (1 + 1 / 3) / 2)
+    assert truth["plaque contrast / true contrast"] == 100
+    assert identity["MS-SSIM"] < translated["MS-SSIM"] < 1
+    assert translated["gradient magnitude error"] > 0
+    assert identity["gradient correlation with the source"] == pytest.approx(1)
+    assert translated["invented plaques"] == identity["invented plaques"] == 0
 
 
-def test_truth_in_another_order_of_axes_is_the_same_truth(phantom):
-    straight = measure(phantom.case(), phantom.source, phantom.source)
-    for name in ("target", "organs", "plaques"):
-        volume = getattr(phantom, name)
+def test_plaques_are_told_by_size(phantom):
+    hu = phantom.target.hu.copy()
+    hu[(3, 20, 30)] -= 200
+    translated = figures(evaluated(phantom, Volume(hu, phantom.source.affine)))
+    assert translated["plaques kept, 1-2 mm"] is None
+    assert translated["plaques kept, 2-4 mm"] == 0
+    assert translated["plaques kept, > 4 mm"] == 100
+    assert translated["plaque contrast / true contrast, 2-4 mm"] == pytest.approx(100 / 3)
+
+
+def test_a_plaque_that_truth_and_source_do_not_have_is_invented(phantom):
+    hu = phantom.target.hu.copy()
+    hu[4, 30, 40] += 150  # 20 mm^3
+    hu[5, 26, 23] += 150  # beside a true one: its blooming
+    translated = figures(evaluated(phantom, Volume(hu, phantom.source.affine)))
+    assert translated["invented plaques"] == 1
+
+
+def test_what_is_changed_of_fat_and_bone_is_told(phantom):
+    source = phantom.source.hu.copy()
+    source[:, 30:36, 20:40] = -100
+    source[:, 36:40, 25:35] = 900
+    changed = np.where(source < -50, source + 12, source - 30)
+    source, translated = (Volume(hu, phantom.source.affine) for hu in (source, changed))
+    case = Case("one", phantom.folder, None)
+    result = measure(case, source, {"identity": source, "translated": translated})
+    assert figures(result)["fat, change"] == pytest.approx(12)
+    assert figures(result)["cortical bone, change"] == pytest.approx(30)
+    identity = figures(result, "identity")
+    assert identity["fat, change"] == identity["cortical bone, change"] == 0
+
+
+def test_every_candidate_is_measured_alike(phantom):
+    candidates = dict.fromkeys(("identity", "matched", "translated"), phantom.source)
+    result = measure(phantom.case(), phantom.source, candidates, subject="somebody")
+    assert figures(result, "identity") == figures(result, "matched") == figures(result)
+    assert result.subject == "somebody"
+
+
+def test_without_contrast_the_score_of_the_arteries_is_measured(phantom):
+    organs = phantom.organs.hu.copy()
+    organs[:, 15:30, 18:34] = 52
+    write_nifti(Volume(organs, phantom.organs.affine), phantom.folder / "truth" / "organs.nii.gz")
+    hu = phantom.target.hu.copy()
+    hu[(3, 20, 30)] -= 250
+    result = evaluated(phantom, Volume(hu, phantom.source.affine), direction=2)
+    # Two pixels of 5 mm^2 at 340 HU, factor 3, in slices of 4 mm; the candidate lost one.
+    assert figures(result, "truth")["Agatston score"] == pytest.approx(2 * 5 * 3 * 4 / 3)
+    assert figures(result)["Agatston score"] == pytest.approx(5 * 3 * 4 / 3)
+    assert figures(result)["Agatston score, error"] == pytest.approx(5 * 3 * 4 / 3)
+    other = canonical(Volume(organs, phantom.organs.affine))
+    everywhere = agatston(
+        canonical(phantom.source).hu, artery_region(other.hu, other.spacing_mm), other.spacing_mm
+    )
+    assert figures(result, "identity")["Agatston score"] == pytest.approx(everywhere)
+    assert "Agatston score" not in figures(evaluated(phantom, phantom.source, direction=1))
+
+
+def test_a_source_in_any_order_of_axes_has_the_same_figures(phantom):
+    straight = figures(evaluated(phantom, phantom.target))
+
+    def turned(volume: Volume) -> Volume:
         affine = volume.affine.copy()
         affine[:, 3] += affine[:, 1] * (SHAPE[1] - 1)
         affine[:, 1] *= -1
-        flipped = Volume(volume.hu[:, ::-1].transpose(2, 0, 1), affine[:, [2, 0, 1, 3]])
-        write_nifti(flipped, phantom.folder / "truth" / f"{name}.nii.gz")
-    assert measure(phantom.case(), phantom.source, phantom.source) == straight
-    target = read_target(phantom.case(), phantom.source)
-    np.testing.assert_array_equal(target.hu, phantom.target.hu)
+        return Volume(volume.hu[:, ::-1].transpose(2, 0, 1), affine[:, [2, 0, 1, 3]])
+
+    source, target = turned(phantom.source), turned(phantom.target)
+    result = measure(phantom.case(), source, {"identity": source, "translated": target})
+    assert figures(result) == straight
+    for name in ("target", "organs", "plaques"):
+        volume = turned(getattr(phantom, name))
+        write_nifti(volume, phantom.folder / "truth" / f"{name}.nii.gz")
+    assert figures(evaluated(phantom, phantom.target)) == straight
+    found = read_target(phantom.case(), phantom.source)
+    np.testing.assert_array_equal(found.hu, phantom.target.hu)
 
 
 def test_plaques_are_optional(phantom):
     (phantom.folder / "truth" / "plaques.nii.gz").unlink()
-    result = measure(phantom.case(), phantom.source, phantom.source)
-    assert result.identity.plaques == ()
-    assert result.identity.organ_hu.keys() == {"liver"}
+    identity = figures(evaluated(phantom, phantom.source), "identity")
+    assert identity["plaques kept"] is None
+    assert identity["liver"] == pytest.approx(40)
 
 
 @pytest.mark.parametrize("name", ["target", "organs", "plaques"])
@@ -141,7 +221,7 @@ def test_truth_on_another_grid_is_refused_by_file(phantom, name, wrong):
     path = phantom.folder / "truth" / f"{name}.nii.gz"
     write_nifti(other, path)
     with pytest.raises(CaseError) as caught:
-        measure(phantom.case(), phantom.source, phantom.source)
+        evaluated(phantom, phantom.source)
     assert str(caught.value).startswith(f"truth {path}: its grid is not the source's")
 
 
@@ -150,14 +230,40 @@ def test_a_missing_file_of_the_truth_is_refused_by_name(phantom, name):
     path = phantom.folder / "truth" / name
     path.unlink()
     with pytest.raises(CaseError, match=f"{path}: no such file"):
-        measure(phantom.case(), phantom.source, phantom.source)
+        evaluated(phantom, phantom.source)
 
 
 def test_a_plaque_without_numbers_is_refused_by_line(phantom):
     path = phantom.folder / "truth" / "plaques.csv"
     path.write_text("id,diameter_mm,x_mm,y_mm,z_mm\n1,3,0,0,0\n2,three,0,0,0\n")
     with pytest.raises(CaseError, match=rf"{path}, line 3: .*three.*expected numbers under x_mm"):
-        measure(phantom.case(), phantom.source, phantom.source)
+        evaluated(phantom, phantom.source)
+
+
+def test_a_source_of_air_is_refused_by_case():
+    air = Volume(np.full(SHAPE, -1000, np.int16), affine_of())
+    with pytest.raises(CaseError, match="case one: no voxel of the source is body"):
+        measure(Case("one", Path("source"), None), air, {"identity": air})
+
+
+def test_without_truth_organs_calcium_and_structure_are_measured(phantom):
+    path = phantom.folder / "organs.nii.gz"
+    write_nifti(phantom.organs, path)
+    case = Case("one", phantom.folder, None, organs=path)
+    hu = phantom.target.hu.copy()
+    hu[(3, 20, 30)] = 40  # lost
+    hu[4, 30, 40] = 350  # invented
+    translated = Volume(hu, phantom.source.affine)
+    result = measure(case, phantom.source, {"identity": phantom.source, "translated": translated})
+    found = figures(result)
+    assert found["liver"] == pytest.approx(110)
+    assert found["calcium specks kept"] == 50
+    assert found["calcium specks invented"] == 1
+    assert found["gradient correlation with the source"] < 1
+    identity = figures(result, "identity")
+    assert (identity["calcium specks kept"], identity["calcium specks invented"]) == (100, 0)
+    assert "truth" not in result.measured
+    assert not [name for name in found if "error" in name or "plaque" in name]
 
 
 def sphere_by_loops(region: Region, volume: Volume) -> list[tuple[int, int, int]]:
@@ -169,58 +275,66 @@ def sphere_by_loops(region: Region, volume: Volume) -> list[tuple[int, int, int]
     ]
 
 
-def test_calcium_of_a_region_is_where_the_source_has_it_before_and_after(phantom):
+@pytest.mark.parametrize(("direction", "from_hu"), [(1, 130), (2, 300)])
+def test_calcium_of_a_region_is_where_the_source_has_it_before_and_after(
+    phantom, direction, from_hu
+):
     region = Region("arch", position_mm((4, 23, 26), phantom.source.affine), 21.3)
     noise = np.random.default_rng(0).normal(0, 20, SHAPE)
     source = Volume((phantom.source.hu + noise).astype(np.int16), phantom.source.affine)
     hu = source.hu + 100  # contrast raises all blood; much of it above 130 HU
     hu[(3, 20, 30)] -= 250
     result = measure(
-        Case("one", phantom.folder, None, (region,)), source, Volume(hu, source.affine)
+        Case("one", phantom.folder, None, (region,)),
+        source,
+        {"identity": source, "translated": Volume(hu, source.affine)},
+        direction,
     )
-    assert result.translated is result.identity is None
-
     inside = sphere_by_loops(region, source)
-    calcium = [v for v in inside if source.hu[v] >= 130]
-    other = [v for v in inside if source.hu[v] < 130]
+    calcium = [v for v in inside if source.hu[v] >= from_hu]
+    other = [v for v in inside if source.hu[v] < from_hu]
     assert set(PLAQUES) <= set(calcium)
-    (measured,) = result.regions
-    assert measured.calcium_mm3 == pytest.approx(len(calcium) * 4 * 2.5 * 2)
-    for figures, voxels in ((measured.calcium_hu, calcium), (measured.other_hu, other)):
-        before, after = ([float(array[v]) for v in voxels] for array in (source.hu, hu))
-        assert figures == pytest.approx((np.mean(before), np.mean(after)))
+    (note,) = (q.note for q in result.measured["identity"] if q.name == "one: arch, calcium")
+    assert note.startswith(f"{len(calcium) * 4 * 2.5 * 2:.0f} mm3 of {from_hu} HU or more")
+    for name, array in (("identity", source.hu), ("translated", hu)):
+        found = figures(result, name)
+        assert found["one: arch, calcium"] == pytest.approx(np.mean([array[v] for v in calcium]))
+        assert found["one: arch, mean"] == pytest.approx(np.mean([array[v] for v in other]))
+        assert ("one: arch, Agatston score" in found) == (direction == 2)
 
 
 def test_a_region_without_calcium_or_with_nothing_else_says_so(phantom):
     blood = Region("blood", position_mm((4, 30, 40), phantom.source.affine), 4.0)
     stone = Region("stone", position_mm((3, 20, 30), phantom.source.affine), 1.0)
-    results = measure(
-        Case("one", phantom.folder, None, (blood, stone)), phantom.source, phantom.target
-    ).regions
-    assert (results[0].calcium_mm3, results[0].calcium_hu) == (0, None)
-    assert results[0].other_hu == (40, 40)
-    assert (results[1].calcium_hu, results[1].other_hu) == ((340, 340), None)
+    case = Case("one", phantom.folder, None, (blood, stone))
+    found = figures(measure(case, phantom.source, {"translated": phantom.target}))
+    assert {name: value for name, value in found.items() if name.startswith("one: ")} == {
+        "one: blood, mean": 40,
+        "one: stone, calcium": 340,
+    }
 
 
 def test_a_region_outside_of_the_volume_is_refused_by_name(phantom):
     far = Region("brain", (0.0, 0.0, 3000.0), 10.0)
     with pytest.raises(CaseError, match=r"region brain: .* holds no voxel of the source"):
-        measure(Case("one", phantom.folder, None, (far,)), phantom.source, phantom.source)
+        evaluated(phantom, phantom.source, far)
 
 
 def test_cases_are_the_folders_with_a_source(tmp_path):
-    for place in ("b/source", "b/truth", "a/source", "notes"):
+    for place in ("b/source", "b/truth", "a/source", "c/source", "notes"):
         (tmp_path / place).mkdir(parents=True)
     (tmp_path / "a" / "regions.csv").write_text(
         "name,x_mm,y_mm,z_mm,radius_mm\narch,-12.5,30,-200,15\nblood,0,0,1e2,4\n"
     )
-    a, b = find_cases(tmp_path)
-    assert (a.name, a.source, a.truth) == ("a", tmp_path / "a" / "source", None)
+    (tmp_path / "c" / "organs.nii.gz").touch()
+    a, b, c = find_cases(tmp_path)
+    assert (a.name, a.source, a.truth, a.organs) == ("a", tmp_path / "a" / "source", None, None)
     assert a.regions == (
         Region("arch", (-12.5, 30.0, -200.0), 15.0),
         Region("blood", (0.0, 0.0, 100.0), 4.0),
     )
-    assert (b.name, b.truth, b.regions) == ("b", tmp_path / "b" / "truth", ())
+    assert (b.truth, b.organs) == (tmp_path / "b/truth", tmp_path / "b/truth/organs.nii.gz")
+    assert (c.truth, c.organs) == (None, tmp_path / "c" / "organs.nii.gz")
 
 
 @pytest.mark.parametrize("folder", ["empty", "missing"])

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import threading
+from contextlib import closing
 
 import numpy as np
 import pytest
 import torch
 from tiny import SPACING_MM, stream_batch, tiny_config
 
-from pmg.patches import to_pair
+from pmg.patches import on_device, to_pair
 
 CPU = torch.device("cpu")
 
@@ -55,6 +57,56 @@ def test_each_domain_keeps_its_own_place():
         place = pair.where[domain]
         np.testing.assert_array_equal(place.start_mm, batch.position_mm[:, domain - 1])
         assert place.spacing_mm == SPACING_MM
+
+
+def test_batches_reach_the_device_in_their_order_the_next_one_ahead():
+    config = tiny_config()
+    taken = []
+
+    def batches():
+        for step in range(4):
+            taken.append(step)
+            yield stream_batch(config, first_sample=2 * step)
+
+    ahead = threading.Event()
+    with closing(on_device(batches(), CPU)) as sent:
+        for step in range(4):
+            batch, expected = next(sent), stream_batch(config, first_sample=2 * step)
+            assert batch.samples.tolist() == expected.samples.tolist()
+            assert isinstance(batch.hu1, torch.Tensor)
+            pair, plain = to_pair(batch, config, CPU), to_pair(expected, config, CPU)
+            for domain in (1, 2):
+                assert torch.equal(pair.x[domain], plain.x[domain])
+                assert torch.equal(pair.where[domain].start_mm, plain.where[domain].start_mm)
+            assert torch.equal(pair.noise, plain.noise)
+            while len(taken) < min(step + 2, 4):
+                ahead.wait(0.01)
+        assert next(sent, None) is None
+
+
+def test_what_the_stream_raises_is_raised_by_the_prefetch_and_its_thread_ends():
+    def batches():
+        yield stream_batch(tiny_config())
+        raise ValueError("volume v1: damaged")
+
+    before = threading.active_count()
+    with closing(on_device(batches(), CPU)) as sent:
+        next(sent)
+        with pytest.raises(ValueError, match="volume v1"):
+            next(sent)
+    assert threading.active_count() == before
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_batches_on_a_gpu_are_those_of_the_cpu():
+    config, gpu = tiny_config(), torch.device("cuda")
+    steps = [stream_batch(config, first_sample=2 * step) for step in range(6)]
+    with closing(on_device(iter(steps), gpu)) as sent:
+        for batch, expected in zip(sent, steps, strict=True):
+            assert batch.hu1.is_cuda
+            pair, plain = to_pair(batch, config, gpu), to_pair(expected, config, gpu)
+            for domain in (1, 2):
+                assert torch.equal(pair.x[domain], plain.x[domain])
 
 
 def test_noise_of_a_sample_is_the_same_in_any_batch():

@@ -85,8 +85,9 @@ def test_voxels_within_reach_of_a_border_are_the_only_ones_that_a_crop_changes(s
 
 
 def test_presets_reach_as_far_as_their_layers_sum_to():
-    # Stem 2; each halving ceil((n + 1) / 2); two 3-wide layers a block; doubling and one; the last.
-    assert reach(Translator(load_config("faithful")), 1, 2) == 76
-    assert reach(Translator(load_config("demo")), 1, 2) == 44
-    # Stem 3; halvings as above; 8 blocks; doublings and two; the last 3.
+    # Stem 2; each halving ceil((n + 1) / 2); two 3-wide layers a block; each doubling 2 n + 1
+    # and 1; the last 1.
+    assert reach(Translator(load_config("faithful")), 1, 2) == 79
+    assert reach(Translator(load_config("demo")), 1, 2) == 47
+    # Stem 3; halvings as above; 8 blocks; each doubling 2 n and 2; the last 3.
     assert reach(Translator(load_config("unit")), 1, 2) == 81

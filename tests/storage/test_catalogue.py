@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from make_cohort import body_hu, two_volumes, write_volume
 from tampering import delete, flip, overwrite, read
 
-from storage.catalogue import HU_EDGES, Catalogue, Row, body_cells, hu_histogram, mask_cells
+from storage.catalogue import HU_EDGES, SCHEMA, Catalogue, Row, body_cells, hu_histogram, mask_cells
 from storage.catalogue_file import CATALOGUE, read_catalogue, write_catalogue
 from storage.errors import StoreCorrupt, StoreError
 from storage.place import Place
@@ -284,3 +284,18 @@ class TestHostile:
         taken_kib, _, message = done.stdout.partition(" ")
         assert "catalogue.parquet: " in message
         assert int(taken_kib) < 50_000
+
+
+def test_the_documented_columns_are_those_of_the_schema() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "store.md").read_text()
+    table = text.partition("| column | type |")[2].partition("\n\n")[0].splitlines()[2:]
+    documented = [tuple(cell.strip() for cell in line.split("|")[1:3]) for line in table]
+    assert documented == [(field.name, in_words(field.type)) for field in SCHEMA]
+
+
+def in_words(kind: pa.DataType) -> str:
+    if pa.types.is_fixed_size_list(kind):
+        return f"{kind.list_size} {kind.value_type}"
+    if pa.types.is_dictionary(kind):
+        return f"dictionary of {kind.value_type}"
+    return str(kind)

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from storage.nifti import read_nifti
 from storage.phantom import (
     PHASES,
     TISSUES,
@@ -359,3 +360,14 @@ def test_an_impossible_cohort_is_refused(tmp_path):
         write_cohort(tmp_path, 0, -1, 1, TINY)
     with pytest.raises(ValueError, match="phase 'late'"):
         render(draw_subject(0), "late", TINY)
+
+
+def test_test_cases_may_go_from_contrast_to_none(tmp_path):
+    write_cohort(tmp_path, 5, 0, 1, TINY, test_domain=2)
+    (case,) = (tmp_path / "test").iterdir()
+    header = pydicom.dcmread(next((case / "source").glob("*.dcm")))
+    assert "ContrastBolusAgent" in header
+    target, bare = (read_nifti(case / "truth" / f"{name}.nii.gz") for name in ("target", "source"))
+    aorta = read_nifti(case / "truth" / "organs.nii.gz").hu == Label.AORTA
+    assert bare.hu[aorta].mean() - target.hu[aorta].mean() > 50
+    assert target.hu[aorta].mean() < 80

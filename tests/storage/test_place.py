@@ -187,6 +187,20 @@ class TestLocal:
         del place, read_all, threads, thread
         assert len(os.listdir("/proc/self/fd")) <= before
 
+    def test_an_open_file_that_is_deleted_or_replaced_is_noticed(self, tmp_path: Path) -> None:
+        place = Place.of(tmp_path / "place")
+        place.replace("a/f", b"first")
+        assert place.read_ranges("a/f", [0], [5]) == [b"first"]
+        place.replace("a/f", b"other")
+        assert place.read_ranges("a/f", [0], [5]) == [b"other"]
+        delete(place, "a/f")
+        with pytest.raises(StoreMissing, match=r"a/f: the file is missing"):
+            place.read_ranges("a/f", [0], [5])
+        (tmp_path / "private").write_bytes(b"private")
+        (tmp_path / "place/a/f").symlink_to(tmp_path / "private")
+        with pytest.raises(StoreCorrupt, match=r"a/f: this path leads out"):
+            place.read_ranges("a/f", [0], [5])
+
     def test_what_the_disk_refuses_leaves_the_old_file(self, tmp_path: Path) -> None:
         place = Place.of(tmp_path)
         place.replace("a/f", b"old")
@@ -241,6 +255,16 @@ class TestS3:
         for message in messages:
             assert len(message) < 200
             assert not any(secret in message for secret in (*KEYS.values(), "a-secret-word"))
+
+    def test_missing_credentials_are_said_to_be_missing(
+        self, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in KEYS:
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:1")
+        monkeypatch.setattr(storage.s3, "_RETRIES", 1)
+        with pytest.raises(StoreError, match=r"x/f: no credentials; expected AWS_ACCESS_KEY_ID"):
+            Place.of(f"{s3_bucket}/x").read("f")
 
     def test_volumes_do_not_cross_the_network_as_plain_text(
         self, monkeypatch: pytest.MonkeyPatch

@@ -6,17 +6,19 @@ import itertools
 import multiprocessing
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from make_cohort import coordinate_store
+from make_cohort import body_hu, coordinate_store, coordinates_hu, write_volume
 
 from storage.errors import StoreCorrupt, StoreError
+from storage.place import Place
 from storage.sampling import PairSampler, split_patients
 from storage.store import Store
 from storage.stream import Batch, PatchStream, open_stream
@@ -64,6 +66,11 @@ def same(one: Batch, other: Batch) -> bool:
     return one.volume_ids == other.volume_ids and all(
         np.array_equal(getattr(one, name), getattr(other, name)) for name in arrays
     )
+
+
+def whole_volume(store: Store, volume_id: str) -> np.ndarray:
+    row = store.row(volume_id)
+    return coordinates_hu(row.shape, row.frame_origin)
 
 
 def joined(parts: tuple[Batch, ...]) -> Batch:
@@ -136,6 +143,57 @@ def test_a_restart_at_any_step_and_world_size_goes_on_exactly(
     assert all(same(a, b) for a, b in zip(whole, before + after, strict=True))
 
 
+@settings(max_examples=12, deadline=None)
+@given(
+    seed=st.integers(0, 2**64 - 1),
+    pool=st.integers(1, 5),
+    per_visit=st.integers(1, 9),
+    patch_shape=st.sampled_from([(1, 8, 8), (3, 8, 8), (6, 7, 5)]),
+    world_size=st.sampled_from([1, 2, 8]),
+    threads=st.integers(1, 4),
+    memory_bytes=st.sampled_from([0, 2**30]),
+)
+def test_a_sample_is_what_the_sampler_says_whoever_reads_it(
+    store: Store,
+    seed: int,
+    pool: int,
+    per_visit: int,
+    patch_shape: tuple[int, int, int],
+    world_size: int,
+    threads: int,
+    memory_bytes: int,
+) -> None:
+    drawn = {
+        "seed": seed,
+        "pool": pool * BATCH,
+        "patches_per_visit": per_visit,
+        "patch_shape": patch_shape,
+    }
+    sampler = PairSampler(store.rows, **drawn)
+    names = sampler.rows.column("volume_id")
+    for rank in range(world_size):
+        options = {"rank": rank, "world_size": world_size, "threads": threads}
+        for batch in take(open_patches(store, memory_bytes=memory_bytes, **drawn, **options), 5):
+            for index, n in enumerate(batch.samples.tolist()):
+                pair = sampler.pair(n)
+                assert batch.volume_ids[index] == tuple(names[list(pair.volumes)])
+                np.testing.assert_array_equal(
+                    batch.position_mm[index], np.multiply(pair.frame, store.rows[0].spacing_mm)
+                )
+                for hu, start, volume in zip(
+                    (batch.hu1, batch.hu2), pair.starts, pair.volumes, strict=True
+                ):
+                    whole = whole_volume(store, names[volume])
+                    z, y, x = (slice(a, a + n) for a, n in zip(start, patch_shape, strict=True))
+                    np.testing.assert_array_equal(hu[index], whole[z, y, x])
+
+
+def test_a_disk_and_an_object_store_give_the_same_batches(store: Store, place: Place) -> None:
+    other = Store.open(coordinate_store(place).place)
+    for one, two in zip(take(open_patches(store), 5), take(open_patches(other), 5), strict=True):
+        assert same(one, two)
+
+
 def test_memory_and_boxes_give_the_same_batches(store: Store) -> None:
     decoded = open_patches(store)
     boxes = open_patches(store, memory_bytes=decoded.cohort_bytes - 1)
@@ -206,6 +264,8 @@ def test_wrong_numbers_are_refused_before_threads_start(store: Store) -> None:
         open_patches(store, world_size=3)
     with pytest.raises(ValueError, match="threads is 0"):
         open_patches(store, threads=0)
+    with pytest.raises(ValueError, match=r"pool is 12; expected a multiple of global_batch = 8"):
+        open_patches(store, pool=12)
 
 
 def test_a_sampler_of_another_store_is_refused(store: Store, tmp_path: Path) -> None:
@@ -253,6 +313,56 @@ def test_a_configured_stream_leaves_out_the_patients_held_for_validation(store: 
     seen = {name for batch in batches for pair in batch.volume_ids for name in pair}
     assert not seen & held
     assert len(seen) == len(store.rows) - len(held)
+
+
+def test_a_pool_is_rounded_up_to_whole_batches(store: Store) -> None:
+    for pool, expected in ((None, 4 * BATCH), (1, BATCH), (BATCH + 1, 2 * BATCH)):
+        given = replace(Settings(), pool=pool)
+        with open_stream(store, given, seed=0, rank=0, world_size=1, global_batch=BATCH) as stream:
+            assert stream.sampler.pool == expected
+
+
+def test_memory_stays_flat_and_within_its_bound(tmp_path: Path) -> None:
+    """Ten thousand samples, of volumes that are larger than the bound."""
+    store = Store.create(tmp_path / "store", None)
+    for number in range(6):
+        hu = np.tile(body_hu((40, 300, 300), number), (3, 1, 1))
+        write_volume(
+            store,
+            f"v{number}",
+            domain=1 + number % 2,
+            patient=f"p{number}",
+            hu=hu,
+            origin=(60, 150, 150),
+        )
+    context = multiprocessing.get_context("spawn")
+    parent, child = context.Pipe()
+    process = context.Process(target=_resident_bytes, args=(str(store.place), child))
+    process.start()
+    child.close()
+    bound, cohort, before, *during = parent.recv()
+    process.join()
+    assert cohort > bound
+    assert max(during) - before < bound
+    settled = during[len(during) // 5 :]
+    assert max(settled) - min(settled) < 0.2 * bound
+
+
+def _resident_bytes(path: str, pipe: Any) -> None:
+    store = Store.open(path)
+    shape = (8, 64, 64)
+    sampler = PairSampler(store.rows, seed=1, patch_shape=shape, pool=32, patches_per_visit=12)
+    process = psutil.Process()
+    before = process.memory_info().rss
+    with PatchStream(
+        store, sampler, rank=0, world_size=1, global_batch=BATCH, memory_bytes=0, threads=2
+    ) as stream:
+        seen = [stream.memory_bound_bytes, stream.cohort_bytes, before]
+        for step in range(10_000 // BATCH):
+            next(stream)
+            if step % 25 == 0:
+                seen.append(process.memory_info().rss)
+    pipe.send(seen)
 
 
 def _next_in_child(stream: Iterator[Batch], pipe: Any) -> None:

@@ -1,81 +1,27 @@
-"""Figures of a translated case, against hand-made volumes and voxel-by-voxel loops."""
+"""Contrast of plaques whose place is known, against loops over voxels."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pmg.metrics import (
-    Plaque,
-    PlaqueContrast,
-    Truth,
-    body_mae,
-    organ_means,
-    plaque_contrasts,
-)
+from pmg.plaques import SIZE_CLASSES, Plaque, PlaqueContrast, plaque_contrasts
 
-SHAPE = (3, 40, 40)
+CUBES_MM = (1.0, 1.0, 1.0)
 
 
-def truth_of(target: np.ndarray, **fields) -> Truth:
-    """A truth without organs and plaques, all of it body; other fields by name."""
-    empty = Truth(
-        target,
-        np.ones(target.shape, bool),
-        np.zeros(target.shape, np.uint8),
-        {},
-        np.zeros(target.shape, np.float32),
-        (),
-    )
-    return replace(empty, **fields)
+@dataclass(frozen=True)
+class Truth:
+    target: np.ndarray
+    share: np.ndarray
+    plaques: tuple[Plaque, ...]
 
-
-def test_body_mae_counts_the_body_alone():
-    target = np.zeros(SHAPE, np.int16)
-    body = np.zeros(SHAPE, bool)
-    body[:, 10:20, 10:20] = True
-    candidate = target.copy()
-    candidate[:, :10] = 900
-    candidate[0, 10:20, 10:20] = -30
-    assert body_mae(candidate, truth_of(target, body=body)) == pytest.approx(10)
-    assert body_mae(target, truth_of(target, body=body)) == 0
-
-
-def test_body_mae_of_int16_does_not_wrap():
-    target = np.full(SHAPE, 30_000, np.int16)
-    assert body_mae(np.full(SHAPE, -30_000, np.int16), truth_of(target)) == 60_000
-
-
-def test_organ_means_leave_out_the_border_in_plane():
-    organs = np.zeros(SHAPE, np.uint8)
-    organs[1, 10:16, 10:15] = 5
-    hu = np.where(organs == 5, 500.0, -1000.0)
-    hu[1, 11:15, 11:14] = np.arange(12).reshape(4, 3)
-    truth = truth_of(hu, organs=organs, organ_names={"liver": (5,)})
-    assert organ_means(hu, truth) == {"liver": pytest.approx(5.5)}
-
-
-def test_labels_of_one_organ_are_one_region():
-    organs = np.zeros(SHAPE, np.uint8)
-    organs[:, 10:20, 10:15], organs[:, 10:20, 15:20] = 2, 3
-    hu = np.zeros(SHAPE)
-    hu[:, 11:19, 14:16] = 90  # where the two touch: inside of both together
-    truth = truth_of(hu, organs=organs, organ_names={"kidney": (2, 3), "right": (2,)})
-    means = organ_means(hu, truth)
-    assert means["kidney"] == pytest.approx(90 * 2 / 8)
-    assert means["right"] == 0
-
-
-def test_organs_without_an_inside_are_absent():
-    organs = np.zeros(SHAPE, np.uint8)
-    organs[1, 5:7, 5:30] = 1
-    names = {"thin": (1,), "missing": (9,)}
-    hu = np.zeros(SHAPE)
-    assert organ_means(hu, truth_of(hu, organs=organs, organ_names=names)) == {}
+    def contrasts(self, candidate: np.ndarray, spacing_mm=CUBES_MM) -> list[PlaqueContrast]:
+        return plaque_contrasts(candidate, self.target, self.share, self.plaques, spacing_mm)
 
 
 LUMEN_HU = 150.0
@@ -94,12 +40,12 @@ def plaques_of(factors: list[float]) -> tuple[np.ndarray, Truth]:
         plaques.append(Plaque(2.0 + n, (1.0, 10.0, float(middle))))
     target = LUMEN_HU + 400 * share
     candidate = 35 + 400 * share * kept  # another lumen: contrast is what counts
-    return candidate, truth_of(target, plaque_share=share, plaques=tuple(plaques))
+    return candidate, Truth(target, share, tuple(plaques))
 
 
 def test_a_plaque_keeps_the_share_of_contrast_that_the_translation_leaves_it():
     candidate, truth = plaques_of(list(KEPT))
-    contrasts = plaque_contrasts(candidate, truth)
+    contrasts = truth.contrasts(candidate)
     assert [c.diameter_mm for c in contrasts] == [2.0, 3.0, 4.0, 5.0, 6.0]
     share = np.array([0.2] * 4 + [0.5] * 4 + [1.0])
     true_hu = 400 * (share**2).sum() / share.sum()
@@ -119,14 +65,20 @@ def test_of_the_true_contrast_a_half_is_enough_and_20_hu_are_measurable():
 
 def test_the_truth_itself_keeps_every_plaque():
     _, truth = plaques_of([1.0, 1.0])
-    assert all(c.candidate_hu == c.true_hu for c in plaque_contrasts(truth.target, truth))
+    assert all(c.candidate_hu == c.true_hu for c in truth.contrasts(truth.target))
 
 
-def contrast_by_loops(hu: np.ndarray, truth: Truth, index: int) -> float | None:
+def contrast_by_loops(
+    hu: np.ndarray, truth: Truth, index: int, spacing_mm: tuple[float, float, float]
+) -> float | None:
     """Straight from the definition: every voxel asks how far the plaques' voxels are in plane."""
-    plaque_voxels = np.argwhere(truth.plaque_share > 0)
+    plaque_voxels = np.argwhere(truth.share > 0)
     owners = [
-        int(np.argmin([np.linalg.norm(v - np.array(p.centre)) for p in truth.plaques]))
+        int(
+            np.argmin(
+                [np.linalg.norm((v - np.array(p.centre)) * spacing_mm) for p in truth.plaques]
+            )
+        )
         for v in plaque_voxels
     ]
     own = [tuple(v) for v, owner in zip(plaque_voxels, owners, strict=True) if owner == index]
@@ -143,7 +95,7 @@ def contrast_by_loops(hu: np.ndarray, truth: Truth, index: int) -> float | None:
     ]
     if not ring:
         return None
-    weights = [truth.plaque_share[v] for v in own]
+    weights = [truth.share[v] for v in own]
     return float(np.average([hu[v] for v in own], weights=weights) - np.mean([hu[v] for v in ring]))
 
 
@@ -153,8 +105,9 @@ def contrast_by_loops(hu: np.ndarray, truth: Truth, index: int) -> float | None:
         st.tuples(st.integers(0, 2), st.integers(0, 11), st.integers(0, 13)), min_size=1, max_size=3
     ),
     seed=st.integers(0, 2**32 - 1),
+    spacing_mm=st.tuples(*[st.floats(0.5, 6)] * 3),
 )
-def test_contrasts_are_those_of_the_definition_wherever_plaques_lie(centres, seed):
+def test_contrasts_are_those_of_the_definition_wherever_plaques_lie(centres, seed, spacing_mm):
     rng = np.random.default_rng(seed)
     share = np.zeros((3, 12, 14), np.float32)
     for centre in centres:
@@ -162,25 +115,44 @@ def test_contrasts_are_those_of_the_definition_wherever_plaques_lie(centres, see
         share[box] = np.maximum(share[box], rng.uniform(0.1, 1, share[box].shape))
     plaques = tuple(Plaque(2.0 + n, c) for n, c in enumerate(dict.fromkeys(centres)))
     target, candidate = rng.normal(100, 50, (2, *share.shape))
-    truth = truth_of(target, plaque_share=share, plaques=plaques)
-    found = {c.diameter_mm: c for c in plaque_contrasts(candidate, truth)}
+    truth = Truth(target, share, plaques)
+    found = {c.diameter_mm: c for c in truth.contrasts(candidate, spacing_mm)}
     for index, plaque in enumerate(plaques):
-        expected = contrast_by_loops(target, truth, index)
+        expected = contrast_by_loops(target, truth, index, spacing_mm)
         if expected is None:
             assert plaque.diameter_mm not in found
             continue
         contrast = found[plaque.diameter_mm]
         assert contrast.true_hu == pytest.approx(expected, abs=1e-3)
         assert contrast.candidate_hu == pytest.approx(
-            contrast_by_loops(candidate, truth, index), abs=1e-3
+            contrast_by_loops(candidate, truth, index, spacing_mm), abs=1e-3
         )
 
 
 def test_plaques_that_fill_no_voxel_are_left_out():
     candidate, truth = plaques_of([1.0])
     ghost = Plaque(9.0, (0.0, 0.0, 0.0))
-    contrasts = plaque_contrasts(candidate, replace(truth, plaques=(*truth.plaques, ghost)))
+    contrasts = replace(truth, plaques=(*truth.plaques, ghost)).contrasts(candidate)
     assert [c.diameter_mm for c in contrasts] == [2.0]
-    nothing = replace(truth, plaque_share=np.zeros_like(truth.plaque_share))
-    assert plaque_contrasts(candidate, nothing) == []
-    assert plaque_contrasts(candidate, replace(truth, plaques=())) == []
+    nothing = replace(truth, share=np.zeros_like(truth.share))
+    assert nothing.contrasts(candidate) == []
+    assert replace(truth, plaques=()).contrasts(candidate) == []
+
+
+def test_a_voxel_belongs_to_the_plaque_that_is_nearest_in_mm():
+    share = np.zeros((9, 20, 20), np.float32)
+    share[2, 10, 10] = share[5, 10, 10] = share[5, 10, 12] = 1
+    # The middle one is 3 slices of 3 mm from the first and 2 pixels of 0.7 mm from the second.
+    target = 100 + 300 * share
+    candidate = target.copy()
+    candidate[5, 10, 10] = 100
+    truth = Truth(target, share, (Plaque(2.0, (2.0, 10.0, 10.0)), Plaque(3.0, (5.0, 10.0, 13.0))))
+    flat, deep = ((0.5, 3.0, 3.0), (3.0, 0.7, 0.7))
+    assert [c.candidate_hu for c in truth.contrasts(candidate, flat)] == [150, 300]
+    assert [c.candidate_hu for c in truth.contrasts(candidate, deep)] == [300, 150]
+
+
+def test_size_classes_meet_without_a_gap():
+    spans = list(SIZE_CLASSES.values())
+    assert [low for low, _ in spans] == [1, 2, 4]
+    assert [high for _, high in spans] == [2, 4, np.inf]
