@@ -10,7 +10,7 @@ import secrets
 import socket
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
@@ -129,7 +129,7 @@ class S3Place(Place):
             while version is not None and not ended.wait(LOCK_RENEWED_S):
                 try:
                     version = self._put_if(_LOCK, _lock(owner), version)
-                except BaseError:
+                except (BaseError, OSError):
                     continue  # the server is away; whoever wants the lock meets that as well
 
         keeper = threading.Thread(target=renew, name="store lock", daemon=True)
@@ -140,7 +140,7 @@ class S3Place(Place):
             ended.set()
             keeper.join()
             if version is not None:
-                with self._asking(_LOCK):
+                with suppress(BaseError, OSError):  # it goes stale by itself
                     self._put_if(_LOCK, _lock(""), version)
 
     def _acquire(self, owner: str) -> str:
