@@ -191,6 +191,17 @@ class Catalogue(Sequence[Row]):
         plain: np.ndarray = values.to_numpy(zero_copy_only=False)
         return plain
 
+    def codes(self, name: str) -> tuple[list[str], np.ndarray]:
+        """(different values, [N] which of them a row has) of a column of strings.
+
+        Numbered by their first rows, whatever Arrow's own dictionary of them is.
+        """
+        values = self.array(name)
+        if pa.types.is_dictionary(values.type):
+            values = values.dictionary_decode()
+        coded = values.dictionary_encode()
+        return coded.dictionary.to_pylist(), coded.indices.to_numpy()
+
     def bitmaps(self, name: str = "body_cells") -> tuple[np.ndarray, np.ndarray]:
         """A column of bitmaps, end to end: row i owns bytes[offsets[i] : offsets[i + 1]].
 

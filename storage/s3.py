@@ -19,13 +19,13 @@ from urllib.parse import urlsplit
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import S3Store
-from zarr.storage import ObjectStore
 
 from storage.errors import StoreCorrupt, StoreError, StoreMissing
 from storage.place import SMALL, Place, checked, refuse_large
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig
+    from zarr.storage import ObjectStore
 
 __all__ = ["LOCK_RENEWED_S", "LOCK_STALE_S", "S3Place"]
 
@@ -66,6 +66,8 @@ class S3Place(Place):
 
     @property
     def zarr_store(self) -> ObjectStore[Any]:
+        from zarr.storage import ObjectStore  # noqa: PLC0415  as in LocalPlace
+
         return ObjectStore(self._server, read_only=True)
 
     def read_version(self, name: str, *, limit: int = SMALL) -> tuple[bytes, str]:
