@@ -121,15 +121,14 @@ def _enclosed(body: NDArray[np.bool_], hu: NDArray[np.float32]) -> NDArray[np.bo
     """What belongs to the body in each slice though it is no tissue: holes, and cut lungs."""
     regions, count = ndimage.label(~body, _IN_PLANE)
 
-    def counted(where: NDArray[np.bool_]) -> NDArray[np.int_]:
-        return np.bincount(regions[where], minlength=count + 1)
+    def counted(labels: NDArray[np.int32]) -> NDArray[np.int_]:
+        return np.bincount(labels.ravel(), minlength=count + 1)
 
-    rim = np.ones(body.shape, bool)
-    rim[:, 1:-1, 1:-1] = False
-    on_rim = counted(rim)
-    lung = counted((hu > LUNG_HU[0]) & (hu < LUNG_HU[1])) > counted(~body) / 2
+    rim = [regions[:, [0, -1]], regions[:, 1:-1, [0, -1]]]
+    on_rim = counted(rim[0]) + counted(rim[1])
+    lung = counted(regions[(hu > LUNG_HU[0]) & (hu < LUNG_HU[1])]) > counted(regions) / 2
     # The foam of a table has the density of lung, but the body covers only one side of it.
-    covered = counted(_dilated(body, _PLANE_AXES)) > on_rim
+    covered = counted(regions[_dilated(body, _PLANE_AXES) & ~body]) > on_rim
     inside = (on_rim == 0) | (lung & covered)
     inside[0] = False  # the body itself
     enclosed: NDArray[np.bool_] = inside[regions]
@@ -161,9 +160,13 @@ def _lungs(hu: NDArray[np.float32], body: NDArray[np.bool_], voxel_mm3: float) -
     Gas is of one density, while a lung with the worst emphysema still has denser parts. And lungs
     reach up out of the volume, or are seen whole; stool that foams, as dense as lung, is neither.
     """
+    lungs = np.zeros_like(body)
+    box = _box_around(body & (hu < LUNG_HU[1]))
+    if box is None:
+        return lungs
+    top = int(np.flatnonzero(body.any(axis=(1, 2)))[-1])
+    body, hu = body[box], hu[box]
     low = body & (hu < LUNG_HU[1])
-    if not low.any():
-        return low
     regions, count = ndimage.label(low, _CROSS)
 
     def counted(where: NDArray[np.bool_]) -> NDArray[np.int_]:
@@ -174,12 +177,23 @@ def _lungs(hu: NDArray[np.float32], body: NDArray[np.bool_], voxel_mm3: float) -
     weight = ndimage.uniform_filter(inner.astype(np.float32), 3)
     total = ndimage.uniform_filter(np.where(inner, hu, 0), 3)
     dense = counted(inner & (total > _GAS_HU * weight)) > counted(inner) / 4
-    top = np.zeros_like(body)
-    top[np.flatnonzero(body.any(axis=(1, 2)))[-1]] = True
-    lung = dense & ((counted(top) > 0) | (counted(low) * voxel_mm3 > _WHOLE_LUNG_MM3))
+    seen_at_top = np.zeros_like(body)
+    seen_at_top[top - box[0].start :][:1] = True
+    lung = dense & ((counted(seen_at_top) > 0) | (counted(low) * voxel_mm3 > _WHOLE_LUNG_MM3))
     lung[0] = False  # whatever is not of low density
-    lungs: NDArray[np.bool_] = lung[regions]
+    lungs[box] = lung[regions]
     return lungs
+
+
+def _box_around(mask: NDArray[np.bool_]) -> tuple[slice, ...] | None:
+    """The smallest box with all of the mask, and one voxel more on each side where there is one."""
+    box = []
+    for axis in range(3):
+        hit = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
+        if not len(hit):
+            return None
+        box.append(slice(max(int(hit[0]) - 1, 0), int(hit[-1]) + 2))
+    return tuple(box)
 
 
 def _median_centre(fullness: NDArray[np.int_]) -> int:
@@ -200,7 +214,9 @@ def _coarse(values: NDArray[np.generic], factors: tuple[int, ...]) -> NDArray[np
     """Means over blocks of `factors` voxels; incomplete blocks are filled by their edge."""
     count = float(np.prod(factors))
     if values.dtype in (np.int16, np.bool_) and count <= _EXACT_SUMS:
-        return _block_sums(values.view(f"i{values.itemsize}"), factors) / np.float32(count)
+        return _block_sums(
+            values.view(f"{'u' if values.itemsize == 1 else 'i'}{values.itemsize}"), factors
+        ) / np.float32(count)
     padding = [(0, -size % factor) for size, factor in zip(values.shape, factors, strict=True)]
     padded = np.pad(values, padding, mode="edge")
     split = [part for size, f in zip(padded.shape, factors, strict=True) for part in (size // f, f)]
@@ -216,7 +232,8 @@ def _block_sums(values: NDArray[Any], factors: tuple[int, ...]) -> NDArray[np.fl
     z, y, x = factors
     depth, rows, columns = values.shape
     sums = np.empty((-(-depth // z), -(-rows // y), -(-columns // x)), np.float32)
-    tall = np.empty((sums.shape[1], columns), np.int32)
+    few = values.dtype.itemsize == 1 and z * y < 256  # booleans: their sums fit into a byte
+    tall = np.empty((sums.shape[1], columns), np.uint8 if few else np.int32)
     for index, wide in enumerate(sums):
         tall[...] = 0
         for plane in range(index * z, (index + 1) * z):
