@@ -33,6 +33,7 @@ NEEDED = frozenset(
         "ImageType",
         "Modality",
         "PhotometricInterpretation",
+        "PixelPresentation",
         "RescaleType",
         "SOPClassUID",
         "SpecificCharacterSet",
