@@ -18,13 +18,15 @@ from storage.volume import Volume
 __all__ = ["make_catalogue", "report_start_up"]
 
 _FIRST = """
-import resource, sys, time
+import sys, time
 began = time.perf_counter()
 from storage.sampling import PairSampler, split_patients
 from storage.store import Store
 training, _ = split_patients(Store.open(sys.argv[1]).rows, 0.1, 0)
 PairSampler(training, seed=0, patch_shape=(1, 128, 128)).pair(0)
-print(time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+seconds = time.perf_counter() - began
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+print(seconds, 1024 * int(status["VmHWM"].split()[0]))  # getrusage counts the parent's as well
 """
 
 

@@ -148,8 +148,8 @@ def _refuse_absurd(path: str, rows: Catalogue) -> None:
     bits = np.diff(rows.bitmaps()[0])
     masked = np.diff(rows.bitmaps("mask_cells")[0])
     expected = np.ceil(grid.prod(axis=1) / 8)
-    names, paths = rows.column("volume_id"), rows.column("array_path")
-    inside = pc.match_substring_regex(pa.array(paths, pa.string()), _ARRAY_PATH)
+    names = rows.array("volume_id")
+    inside = pc.match_substring_regex(rows.array("array_path"), _ARRAY_PATH)
     outside = ~inside.to_numpy(zero_copy_only=False).astype(bool)
     for wrong, what in (
         (outside, "an array path that leads out of the store"),
@@ -160,6 +160,8 @@ def _refuse_absurd(path: str, rows: Catalogue) -> None:
         (~np.isin(rows.column("domain"), (1, 2)), "a domain other than 1 and 2"),
     ):
         if wrong.any():
-            raise StoreCorrupt(f"{path}: volume {names[np.argmax(wrong)]!r:.80} has {what}")
-    if len(set(names)) != len(names):
+            raise StoreCorrupt(
+                f"{path}: volume {names[int(np.argmax(wrong))].as_py()!r:.80} has {what}"
+            )
+    if pc.count_distinct(names).as_py() != len(names):
         raise StoreCorrupt(f"{path}: names a volume twice")

@@ -33,7 +33,6 @@ NEEDED = frozenset(
         "ImageType",
         "Modality",
         "PhotometricInterpretation",
-        "PixelPresentation",
         "RescaleType",
         "SOPClassUID",
         "SpecificCharacterSet",

@@ -84,7 +84,6 @@ REFUSED: dict[str, Change] = {
     "class": text_in("SOPClassUID", value=f"{UID_ROOT}5".encode()),
     "frame": text_in("FrameOfReferenceUID", only=4, value=f"{UID_ROOT}6.1".encode()),
     "frames": text_in("NumberOfFrames"),
-    "presentation": text_in("PixelPresentation"),
     "gap": without_a_slice,
     "double": twice_the_same_place,
     "syntax": of_no_known_syntax,
