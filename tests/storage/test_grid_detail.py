@@ -62,7 +62,7 @@ def stated():
         yield pytest.param(tuple(values[:3]), tuple(values[3:6]), values[6:], id=match[0][:40])
 
 
-@pytest.mark.parametrize(("source_mm", "target_mm", "figures"), stated())
+@pytest.mark.parametrize(("source_mm", "target_mm", "figures"), list(stated()))
 def test_calcium_keeps_the_share_of_its_peak_and_amount_that_the_document_states(
     source_mm, target_mm, figures
 ):
