@@ -7,25 +7,12 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
-<<<<<<< HEAD
 from functools import partial
-from typing import Any, Literal
-=======
-from typing import TYPE_CHECKING, Any
->>>>>>> stream
+from typing import TYPE_CHECKING, Any, Literal
 
 import google_crc32c
 import numpy as np
-<<<<<<< HEAD
-import zarr
 from numcodecs import blosc
-from zarr.codecs import BloscCodec, Crc32cCodec, ShardingCodecIndexLocation
-from zarr.core.array import ShardsConfigParam
-from zarr.core.buffer import Buffer
-from zarr.core.indexing import morton_order_iter
-from zarr.storage import MemoryStore
-=======
->>>>>>> stream
 
 from storage.errors import IngestError, StoreError
 from storage.layout import Layout, layout_of
@@ -143,6 +130,8 @@ def _encoded_shard(
 ) -> bytes:
     """One shard's file: an index of offset and length (uint64) for each chunk in C order with its
     CRC-32C, then the chunks in Z order, those that lie beyond the array left out."""
+    from zarr.core.indexing import morton_order_iter  # noqa: PLC0415
+
     grid = tuple(a // b for a, b in zip(layout.shard, layout.chunk, strict=True))
     inside = [
         place
