@@ -309,17 +309,21 @@ def hu_histogram(hu: np.ndarray) -> tuple[int, ...]:
 
     The first bin counts whatever is below its upper edge, the last one whatever is above its lower.
     """
-    counts = np.zeros(len(HU_EDGES) - 1, np.int64)
+    counts = np.zeros(1 << 16, np.int64)
     for plane in hu:  # one after the other: bincount makes 64-bit numbers of its argument
-        inside = np.clip(plane, HU_EDGES[0], HU_EDGES[-1] - 1) - HU_EDGES[0]
-        counts += np.bincount(inside.ravel() // 50, minlength=len(counts))
-    return tuple(counts.tolist())
+        counts += np.bincount(plane.ravel().view(np.uint16), minlength=len(counts))
+    sorted_counts = np.roll(counts, 1 << 15)  # from -32768 on
+    starts = [0, *(HU_EDGES[1:-1] + (1 << 15))]
+    return tuple(np.add.reduceat(sorted_counts, starts).tolist())
 
 
 def _voxels_inside(mask: np.ndarray, starts: Sequence[np.ndarray]) -> np.ndarray:
     """How many voxels of each cell are true."""
-    inside = mask
-    for axis in (2, 1, 0):  # the last axis first: five times faster than the other way round
+    # Whole planes of bytes are added ten times as fast as anything else.
+    slabs = np.split(mask.view(np.uint8), starts[0][1:])
+    few = max(map(len, slabs)) < 256
+    inside = np.stack([slab.sum(axis=0, dtype=np.uint8 if few else np.int32) for slab in slabs])
+    for axis in (2, 1):
         inside = np.add.reduceat(inside, starts[axis], axis=axis, dtype=np.int32)
     return inside
 

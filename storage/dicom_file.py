@@ -77,7 +77,8 @@ class DicomFile:
 
     pixels_at, pixels_bytes: where the value of PixelData (7FE0,0010) begins in the file, or in
     what a deflated file inflates to, and its length: None where the file leaves it open, as
-    encapsulated pixels do. Both are None if there is no PixelData.
+    encapsulated pixels do. Both are None if there is no PixelData. end: of the file, or the bound
+    on what it may inflate to.
     inflates_at: where a deflated data set begins in the file.
     """
 
@@ -87,6 +88,7 @@ class DicomFile:
     header: Dataset
     pixels_at: int | None = None
     pixels_bytes: int | None = None
+    end: int = 0
     inflates_at: int | None = None
 
 
@@ -113,9 +115,8 @@ class _TooDeep(Exception):
 def read_file(path: Path, *, before: int = _PIXEL_TAGS) -> DicomFile:
     """The file's header, up to the first element whose tag is not below `before`.
 
-    Raises IngestError naming the file if it is no DICOM, if elements reach beyond its end, if
-    sequences are nested more than 64 deep, or if it is deflated and its header inflates to more
-    than 16 MiB or its pixels to more than 512 MiB.
+    Raises IngestError naming the file if it is no DICOM, if sequences are nested more than 64
+    deep, or if it is deflated and its header inflates to more than 16 MiB.
     """
     size = path.stat().st_size
     amount = _FIRST_BYTES
@@ -147,7 +148,7 @@ def read_file(path: Path, *, before: int = _PIXEL_TAGS) -> DicomFile:
 def open_pixels(dicom: DicomFile) -> Iterator[BinaryIO]:
     """The bytes of the PixelData's value and what follows, as a file that stands at its start.
 
-    A deflated file is inflated no further than that value goes. Raises IngestError for less.
+    A deflated file is inflated no further than that value goes.
     """
     assert dicom.pixels_at is not None
     if dicom.inflates_at is None:
@@ -157,7 +158,6 @@ def open_pixels(dicom: DicomFile) -> Iterator[BinaryIO]:
     else:
         end = dicom.pixels_at + (dicom.pixels_bytes or 0)
         data = _inflated(dicom.path, dicom.path.read_bytes(), dicom.inflates_at, end)
-        _require_whole(dicom.path, dicom.pixels_at, dicom.pixels_bytes, len(data))
         yield BytesIO(memoryview(data)[dicom.pixels_at :])
 
 
@@ -221,16 +221,7 @@ def _with_pixels(bare: DicomFile, data: bytes, at: int, size: int) -> DicomFile:
     (length,) = unpack_from(f"{order}I", data, at + (4 if short else 8))
     start = at + (8 if short else 12)
     stated = None if length == _UNDEFINED else int(length)
-    _require_whole(bare.path, start, stated, size)
-    return replace(bare, pixels_at=start, pixels_bytes=stated)
-
-
-def _require_whole(path: Path, start: int, stated: int | None, size: int) -> None:
-    if stated is not None and start + stated > size:
-        raise IngestError(
-            f"{path}: PixelData (7FE0,0010) has {stated} bytes by its length, and {size - start} "
-            "are there; expected a whole file (was it cut off while it was copied?)"
-        )
+    return replace(bare, pixels_at=start, pixels_bytes=stated, end=size)
 
 
 def _elements(data: bytes, at: int, implicit: bool, before: int) -> tuple[Elements, int]:

@@ -31,6 +31,9 @@ __all__ = [
     "value_of",
 ]
 
+# Values of PixelPresentation (PS3.3 C.8.16.2.1.1) of maps and fused images.
+_COLOURED = ("COLOR", "MIXED", "TRUE_COLOR")
+
 # One plane: twice the side of the largest matrix that CT scanners reconstruct.
 _MAX_PIXELS = 4096 * 4096
 
@@ -41,7 +44,7 @@ class Image:
 
     spacing_mm: between rows, between columns. row, column: unit vectors in LPS along a row (to the
     next column) and along a column. padding: lowest and highest stored value that is no
-    measurement, as written, or None. tilt: GantryDetectorTilt, for the user's eyes.
+    measurement, as written, or None. tilt_degrees: GantryDetectorTilt, or None.
     """
 
     series: str
@@ -58,7 +61,7 @@ class Image:
     slope: float
     intercept: float
     padding: tuple[int, int] | None
-    tilt: str
+    tilt_degrees: float | None
 
 
 _KEYWORDS = """
@@ -99,7 +102,8 @@ def image_of(path: Path, header: Dataset) -> Image:
     _require(path, header, "BitsStored", *range(1, allocated + 1))
     _require(path, header, "HighBit", stored - 1)
 
-    _require(path, header, "PixelPresentation", None, "", "MONOCHROME", expected="MONOCHROME")
+    if value_of(path, header, "PixelPresentation") in _COLOURED:
+        refuse(path, header, "PixelPresentation", "MONOCHROME")
     _require(path, header, "RescaleType", None, "", "HU", "US", expected="HU")
     _require_hounsfield(path, header)
     slope = _numbers(path, header, "RescaleSlope", 1)[0]
@@ -134,7 +138,7 @@ def image_of(path: Path, header: Dataset) -> Image:
         slope=float(slope),
         intercept=float(intercept),
         padding=_padding(path, header),
-        tilt=shown(value_of(path, header, "GantryDetectorTilt")),
+        tilt_degrees=_tilt(path, header),
     )
 
 
@@ -209,6 +213,14 @@ def _require_hounsfield(path: Path, header: Dataset) -> None:
             if value_of(path, unit, "CodeValue") not in (_HOUNSFIELD, None, ""):
                 where = f"{named('RealWorldValueMappingSequence')}: "
                 refuse(path, unit, "CodeValue", f"{_HOUNSFIELD}: HU", where=where)
+
+
+def _tilt(path: Path, header: Dataset) -> float | None:
+    value = value_of(path, header, "GantryDetectorTilt")
+    try:
+        return None if value is None or value == "" else float(value)
+    except (TypeError, ValueError):
+        return None
 
 
 def _padding(path: Path, header: Dataset) -> tuple[int, int] | None:

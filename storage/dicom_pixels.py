@@ -55,9 +55,15 @@ _PIXELS = named("PixelData")
 
 
 def require_image(dicom: DicomFile) -> None:
-    """Raise IngestError unless the file has PixelData in a transfer syntax that is read here."""
+    """Raise IngestError unless the file has whole PixelData in a transfer syntax read here."""
     if dicom.pixels_at is None:
         raise IngestError(f"{dicom.path}: {_PIXELS} is missing or cut off; expected an image")
+    there = dicom.end - dicom.pixels_at
+    if dicom.pixels_bytes is not None and dicom.pixels_bytes > there:
+        raise IngestError(
+            f"{dicom.path}: {_PIXELS} has {dicom.pixels_bytes} bytes by its length, and at most "
+            f"{there} are there; expected a whole file (was it cut off while it was copied?)"
+        )
     known = not dicom.syntax.is_private and dicom.syntax.is_transfer_syntax
     if not known or (_encapsulated(dicom) and dicom.syntax not in (*_JPEG, *_PLUGINS)):
         raise IngestError(

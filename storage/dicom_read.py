@@ -18,8 +18,9 @@ from storage.dicom_header import IMAGE_TAGS, Image, image_of, position_of, raw_u
 from storage.dicom_pixels import require_image, require_pixels, stored_frames
 from storage.enhanced import MULTI_FRAME, frame_headers
 from storage.errors import GeometryError, IngestError
-from storage.grid import AIR_HU
+from storage.grid import AIR_HU, MAX_SHEAR
 from storage.stack import Plane, stacked
+from storage.tilt import tilt_degrees, upright
 from storage.volume import Volume
 
 __all__ = ["read_series", "series_uid"]
@@ -54,10 +55,13 @@ def read_series(files: Sequence[Path]) -> tuple[Volume, Sequence[Dataset]]:
     and clipped to int16; padding becomes -1024 HU. MONOCHROME1 only inverts the display, so it
     changes nothing here. Header elements that cannot be decoded are left out of the headers.
 
-    Raises, naming file, tag and value: GeometryError for slices that are no regular stack at right
-    angles (gantry tilt, missing, doubled or unevenly spaced slices, mixed orientation, spacing or
-    shape, fewer than two); IngestError for anything else that is not one series of CT images with
-    intact pixels and HU. Each file is read within the bounds of `reading`.
+    Slices of a tilted gantry are moved within their planes (`upright`), and the volume's steps say
+    so.
+
+    Raises, naming file, tag and value: GeometryError for slices that are no regular stack
+    (missing, doubled or unevenly spaced slices, mixed orientation, spacing or shape, fewer than
+    two, a tilt that contradicts GantryDetectorTilt); IngestError for anything else that is not one
+    series of CT images with intact pixels and HU. Each file is read within the bounds of `reading`.
     """
     if not files:
         raise GeometryError("series: 0 slices; expected at least 2, since one slice has no spacing")
@@ -88,7 +92,9 @@ def read_series(files: Sequence[Path]) -> tuple[Volume, Sequence[Dataset]]:
             for frame, raw in enumerate(stored_frames(dicom, image, len(headers[number]))):
                 place = places[number, frame]
                 _to_hu(raw, ordered[place].image, hu[place])
-    return Volume(hu, affine), _Headers(headers[one.file][one.frame] for one in ordered)
+    sheared = np.tan(np.radians(tilt_degrees(affine))) > MAX_SHEAR
+    volume = upright(hu, affine, files[0]) if sheared else Volume(hu, affine)
+    return volume, _Headers(headers[one.file][one.frame] for one in ordered)
 
 
 @contextmanager

@@ -44,6 +44,7 @@ def provenance(
     """
     steps = [
         *(_rescaled(headers) if source.kind == "dicom" else [_scaled()]),
+        *map(dict, read.steps),
         {"step": "reorder axes", "from": _axes(read), "to": _axes(own)},
         *_resampled(own, volume),
         {"step": "round", "to": "int16", "hu": [int(volume.hu.min()), int(volume.hu.max())]},

@@ -9,12 +9,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Protocol
 
-import pydicom
 import yaml
 from pydicom.datadict import keyword_dict
 from pydicom.dataset import Dataset
 
 from storage.bounds import reading
+from storage.dicom_file import read_file
 from storage.errors import IngestError
 from storage.manifest import domain_of, phase_of
 from storage.series import Source
@@ -87,12 +87,6 @@ class Rules:
     name: str
     rules: tuple[Rule, ...]
 
-    @property
-    def keywords(self) -> tuple[str, ...]:
-        """The header elements that the rules look at, so that a scan reads no others."""
-        asked = (condition.keyword for rule in self.rules for condition in rule.conditions)
-        return tuple(dict.fromkeys(asked))
-
     def label(self, header: Header) -> tuple[int, str]:
         """Domain and phase by the first rule that holds.
 
@@ -124,10 +118,7 @@ def label_source(source: Source, rules: Rules) -> tuple[int, str]:
         )
     with reading(path):
         try:
-            header = pydicom.dcmread(
-                path, stop_before_pixels=True, force=True, specific_tags=list(rules.keywords)
-            )
-            return rules.label(header)
+            return rules.label(read_file(path).header)
         except IngestError as error:
             raise IngestError(f"{path.parent}: {error}") from error
         except Exception as error:  # pydicom 3.0 raises eight classes and more on malformed files

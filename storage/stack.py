@@ -12,12 +12,17 @@ from numpy.typing import NDArray
 from storage.dicom_header import Image, named
 from storage.errors import GeometryError, IngestError
 from storage.grid import MAX_SHEAR
+from storage.tilt import tilt_degrees
 
 __all__ = ["Plane", "stacked"]
 
 # How far slices may lie from even spacing: positions are often rounded to 0.01 mm and worse.
 _TOLERANCE_MM = 0.01
 _TOLERANCE_OF_SPACING = 0.01
+
+_UPRIGHT_DEGREES = float(np.degrees(np.arctan(MAX_SHEAR)))
+_MOST_TILT_DEGREES = 35.0  # gantries reach 30
+_TILT_TOLERANCE_DEGREES = 1.0
 
 _MAX_VOXELS = 1 << 31
 
@@ -38,10 +43,11 @@ class Plane:
 def stacked(planes: Sequence[Plane]) -> tuple[list[Plane], NDArray[np.float64]]:
     """The planes in the order of their positions along the normal, and their volume's affine.
 
-    Instance numbers and the like are ignored. Raises, naming file, tag and value: GeometryError
-    for planes that are no regular stack at right angles (gantry tilt, missing, doubled or unevenly
-    spaced slices, mixed orientation, spacing or shape, fewer than two); IngestError for planes of
-    several series or frames of reference, and for more than 2^31 voxels.
+    Instance numbers and the like are ignored. The affine is sheared where the gantry was tilted.
+    Raises, naming file, tag and value: GeometryError for planes that are no regular stack (missing,
+    doubled or unevenly spaced slices, mixed orientation, spacing or shape, fewer than two, a tilt
+    that contradicts GantryDetectorTilt or exceeds 35 degrees); IngestError for planes of several
+    series or frames of reference, and for more than 2^31 voxels.
     """
     first = planes[0]
     if len(planes) < 2:
@@ -123,13 +129,6 @@ def _affine(planes: list[Plane], normal: NDArray[np.float64]) -> NDArray[np.floa
 
     first = planes[0]
     stride = (positions[-1] - positions[0]) / (len(planes) - 1)
-    shift = np.linalg.norm(stride - (stride @ normal) * normal) / spacing
-    if shift > MAX_SHEAR:
-        raise GeometryError(
-            f"{first.path}: {_POSITION} moves sideways by {shift:.4f} mm for each mm along the "
-            f"slices' normal ({named('GantryDetectorTilt')}: {first.image.tilt}); expected slices "
-            "stacked at right angles: resample a tilted series first"
-        )
     even = positions[0] + np.arange(len(planes))[:, None] * stride
     off = np.linalg.norm(positions - even, axis=1)
     if off.max() > tolerance:
@@ -145,7 +144,26 @@ def _affine(planes: list[Plane], normal: NDArray[np.float64]) -> NDArray[np.floa
     affine[:3, 1] = np.multiply(first.image.column, first.image.spacing_mm[0])
     affine[:3, 2] = np.multiply(first.image.row, first.image.spacing_mm[1])
     affine[:3, 3] = first.position
+    _require_stated_tilt(first, tilt_degrees(affine))
     return affine
+
+
+def _require_stated_tilt(first: Plane, degrees: float) -> None:
+    """Refuse a tilt that no gantry has, or another one than the header states."""
+    if degrees <= _UPRIGHT_DEGREES:
+        return
+    moves = (
+        f"{first.path}: {_POSITION} moves sideways by {np.tan(np.radians(degrees)):.4f} mm for "
+        f"each mm along the slices' normal, a tilt of {degrees:.1f} degrees"
+    )
+    if degrees > _MOST_TILT_DEGREES:
+        raise GeometryError(f"{moves}; expected at most {_MOST_TILT_DEGREES:g}")
+    stated = first.image.tilt_degrees
+    if stated is not None and abs(abs(stated) - degrees) > _TILT_TOLERANCE_DEGREES:
+        raise GeometryError(
+            f"{moves}; {named('GantryDetectorTilt')} is {stated:g}; expected both to be the same "
+            f"within {_TILT_TOLERANCE_DEGREES:g} degree"
+        )
 
 
 def _place(plane: Plane, *, short: bool = False) -> str:

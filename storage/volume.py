@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -16,10 +18,12 @@ class Volume:
     hu: [Z, Y, X], int16 or float32, in Hounsfield units.
     affine: [4, 4] float64; `affine @ (z, y, x, 1)` is the centre of voxel hu[z, y, x] in LPS mm
     (DICOM's patient coordinates, PS3.3 C.7.6.2.1.1). Its columns follow the array's axes.
+    steps: what reading did beyond rescaling, in the words of the provenance.
     """
 
     hu: np.ndarray
     affine: np.ndarray
+    steps: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:

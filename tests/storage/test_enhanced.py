@@ -195,7 +195,7 @@ REFUSED = {
     ),
     "a frame sideways": (
         per_frame("PlanePositionSequence", ImagePositionPatient=[-11.5, 40.25, 712.5]),
-        "sideways",
+        "off the even stack",
     ),
     "an iodine map": (
         per_frame("PixelValueTransformationSequence", RescaleType="MGML"),
