@@ -110,13 +110,7 @@ def _zarrs(cohort: Cohort, patch: Index, seed: int) -> Batches:
     import zarr
     import zarrs  # noqa: F401
 
-    zarr.config.set(
-        {
-            "codec_pipeline.path": "zarrs.ZarrsCodecPipeline",
-            "threading.max_workers": 1,
-            "codec_pipeline.chunk_concurrent_maximum": 1,
-        }
-    )
+    zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"})
     return _zarr(cohort, patch, seed)
 
 

@@ -130,7 +130,8 @@ def _compare(cohort: Cohort, names: Sequence[str], text: str, seconds: float, ro
         reads = [_same(batch.reads) for batch in batches]
         print(
             f"| {name} | {alone[name].wall:.0f} | {alone[name].cpu:.0f} | "
-            f"{alone[name].cpu / limit.cpu:.3f} | x{gain:.2f} | {amplification:.2f} | {statistics.mean(same):.3f} | {statistics.mean(reads):.3f} |"
+            f"{alone[name].cpu / limit.cpu:.3f} | x{gain:.2f} | {amplification:.2f} | "
+            f"{statistics.mean(same):.3f} | {statistics.mean(reads):.3f} |"
         )
     print()
     for ours, other, asked in (*_ASKED.get(text, ()), *_ASKED_OF_ALL):
