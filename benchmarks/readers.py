@@ -220,9 +220,9 @@ def _whole(cohort: Cohort, patch: Index) -> float:
 
 
 def _sampler(store: Store, patch: Index, seed: int) -> PairSampler:
-    return PairSampler(
-        store.rows, seed=seed, patch_shape=patch, pool=2 * BATCH, patches_per_visit=REUSE
-    )
+    # Four batches, or one of large patches: several such streams share this machine's memory.
+    pool = 2 * BATCH if np.prod(patch) < 2**19 else BATCH // 2
+    return PairSampler(store.rows, seed=seed, patch_shape=patch, pool=pool, patches_per_visit=REUSE)
 
 
 def _stream(cohort: Cohort, patch: Index, seed: int, memory_bytes: int, threads: int) -> Batches:

@@ -111,6 +111,8 @@ class PairSampler:
         self.patches_per_visit = patches_per_visit
         self.rows = _sorted(Catalogue.of(rows))
         self._shares = (mask_fraction, body_fraction)
+        # By the golden ratio, any run of slots changes its visits at evenly spread times.
+        self._leads = [(i * _GOLDEN % 2**64) * patches_per_visit >> 64 for i in range(pool)]
 
         domain = self.rows.column("domain")
         fits = np.all(self.rows.column("shape") >= np.array(patch_shape), axis=1)
@@ -133,10 +135,8 @@ class PairSampler:
         """(slot, number of its visit, which of the visit's patches) of sample n."""
         if not 0 <= n < 2**64:
             raise ValueError(f"sample index is {n}; expected 0 to 2^64 - 1")
-        slot = n % self.pool
-        # By the golden ratio, any run of slots changes its visits at evenly spread times.
-        lead = (slot * _GOLDEN % 2**64) * self.patches_per_visit >> 64
-        return slot, *divmod(n // self.pool + lead, self.patches_per_visit)
+        turn, slot = divmod(n, self.pool)
+        return slot, *divmod(turn + self._leads[slot], self.patches_per_visit)
 
     def pair(self, n: int) -> PatchPair:
         """Sample n of the run."""
