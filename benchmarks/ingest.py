@@ -9,8 +9,8 @@ fsync, reads back and compares, and commits: with a cohort's grid it resamples t
 started before the clock, which the first line of the table states. All take turns, so that a noisy
 moment does not hit one alone; the best of the rounds counts.
 
-memory: the largest sum of the proportional set sizes of the ingest's processes, in which a page that n
-processes share counts 1/n, sampled ten times a second.
+memory: the largest sum of the proportional set sizes of the ingest's processes, in which a page
+that n processes share counts 1/n, sampled ten times a second.
 """
 
 from __future__ import annotations
