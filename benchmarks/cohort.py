@@ -118,19 +118,33 @@ def _write_zarr(hu: np.ndarray, path: Path) -> None:
     array[...] = hu
 
 
+def _write_nnunet(hu: np.ndarray, path: Path) -> None:
+    """As nnU-Net v2 stores a case: float32, zstd at level 8, blocks for the first cache."""
+    _write_blosc2(hu.astype(np.float32), path, "ZSTD", 8, (64, 64, 64), (8, 16, 32))
+
+
 def _write_b2nd(hu: np.ndarray, path: Path) -> None:
+    """As the store has it: int16 by lz4."""
+    _write_blosc2(np.array(hu), path, "LZ4", 5, PEER_CHUNK, (8, 32, 64))
+
+
+def _write_blosc2(
+    voxels: np.ndarray,
+    path: Path,
+    codec: str,
+    level: int,
+    chunks: tuple[int, ...],
+    blocks: tuple[int, ...],
+) -> None:
     import blosc2  # noqa: PLC0415
 
     blosc2.set_nthreads(1)
+    filters = [blosc2.Filter.BITSHUFFLE if codec == "LZ4" else blosc2.Filter.SHUFFLE]
     parameters = blosc2.CParams(
-        codec=blosc2.Codec.LZ4, clevel=5, filters=[blosc2.Filter.BITSHUFFLE]
+        codec=getattr(blosc2.Codec, codec), clevel=level, filters=filters, nthreads=1
     )
     blosc2.asarray(
-        np.ascontiguousarray(hu),
-        chunks=PEER_CHUNK,
-        blocks=(8, 32, 64),
-        urlpath=str(path),
-        cparams=parameters,
+        voxels, chunks=chunks, blocks=blocks, urlpath=str(path), cparams=parameters, mode="w"
     )
 
 
@@ -146,6 +160,7 @@ def _write_npy(hu: np.ndarray, path: Path) -> None:
 
 _WRITERS: dict[str, Callable[[np.ndarray, Path], None]] = {
     "zarr": _write_zarr,
+    "nnunet.b2nd": _write_nnunet,
     "b2nd": _write_b2nd,
     "nii": _write_nifti,
     "npy": _write_npy,

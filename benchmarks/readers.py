@@ -138,14 +138,14 @@ def _tensorstore(cohort: Cohort, patch: Index, seed: int) -> Batches:
     )
 
 
-def _blosc2(cohort: Cohort, patch: Index, seed: int) -> Batches:
-    """Files kept open, as nnU-Net's loader keeps them; int16, where that has float32."""
+def _blosc2(cohort: Cohort, patch: Index, seed: int, format: str) -> Batches:
+    """Files kept open and mapped into memory, as nnU-Net's loader has them."""
     import blosc2
 
     blosc2.set_nthreads(1)
     parameters = blosc2.DParams(nthreads=1)
     arrays = [
-        blosc2.open(str(cohort.path(n, "b2nd")), mode="r", dparams=parameters)
+        blosc2.open(str(cohort.path(n, format)), mode="r", mmap_mode="r", dparams=parameters)
         for n in range(cohort.count)
     ]
     blocks = arrays[0].blocks
@@ -322,7 +322,8 @@ READERS: dict[str, Reader] = {
     "MONAI CacheDataset": Reader(_monai_cache, "npy"),
     "MONAI PersistentDataset": Reader(_monai_persistent, "npy"),
     "TorchIO Queue": Reader(_torchio, "nii"),
-    "blosc2": Reader(_blosc2, "b2nd"),
+    "blosc2, as nnU-Net": Reader(partial(_blosc2, format="nnunet.b2nd"), "nnunet.b2nd"),
+    "blosc2, int16 lz4": Reader(partial(_blosc2, format="b2nd"), "b2nd"),
     "tensorstore": Reader(_tensorstore, "zarr"),
     "zarrs": Reader(_zarrs, "zarr"),
     "zarr": Reader(_zarr, "zarr"),

@@ -40,14 +40,14 @@ Index = tuple[int, int, int]
 _ASKED: dict[str, tuple[tuple[str, str, float], ...]] = {
     "32x64x64": (
         ("stream", "memmap (limit)", 0.35),
-        ("stream", "blosc2", 3),
+        ("stream", "blosc2, as nnU-Net", 3),
         ("stream", "MONAI PersistentDataset", 6),
         ("stream", "TorchIO Queue", 40),
         ("stream", "zarrs", 12),
     ),
     "1x128x128": (
         ("stream", "memmap (limit)", 0.15),
-        ("stream", "blosc2", 3),
+        ("stream", "blosc2, as nnU-Net", 3),
         ("stream", "MONAI PersistentDataset", 20),
     ),
 }
@@ -217,7 +217,7 @@ def _available(cohort: Cohort, names: Sequence[str]) -> list[str]:
 
 
 def _import_of(name: str) -> None:
-    package = name.split(maxsplit=1)[0].lower()
+    package = name.split(maxsplit=1)[0].strip(",").lower()
     if package in ("monai", "torchio", "tensorstore", "zarrs", "blosc2"):
         __import__(package)
 

@@ -8,21 +8,18 @@ from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import google_crc32c
 import numpy as np
-import zarr
 from numcodecs import blosc
-from zarr.codecs import BloscCodec, Crc32cCodec, ShardingCodecIndexLocation
-from zarr.core.array import ShardsConfigParam
-from zarr.core.buffer import Buffer
-from zarr.core.indexing import morton_order_iter
-from zarr.storage import MemoryStore
 
 from storage.errors import IngestError, StoreError
 from storage.layout import Layout, layout_of
 from storage.place import Place
+
+if TYPE_CHECKING:
+    from zarr.core.buffer import Buffer
 
 __all__ = ["Written", "as_int16", "content_digest", "write_array"]
 
@@ -84,6 +81,12 @@ def write_array(
     Zarr writes the metadata; the shards are encoded here, byte for byte as Zarr does it, in a
     quarter of the time. Raises StoreError when the place refuses; nothing of the array stays then.
     """
+    # A reader does without zarr, which takes 45 MB and a fifth of a second.
+    import zarr  # noqa: PLC0415
+    from zarr.codecs import BloscCodec, Crc32cCodec, ShardingCodecIndexLocation  # noqa: PLC0415
+    from zarr.core.array import ShardsConfigParam  # noqa: PLC0415
+    from zarr.storage import MemoryStore  # noqa: PLC0415
+
     layout = layout_of(hu.shape, origin)
     encoded: dict[str, Buffer] = {}
     zarr.create_array(
@@ -127,6 +130,8 @@ def _encoded_shard(
 ) -> bytes:
     """One shard's file: an index of offset and length (uint64) for each chunk in C order with its
     CRC-32C, then the chunks in Z order, those that lie beyond the array left out."""
+    from zarr.core.indexing import morton_order_iter  # noqa: PLC0415
+
     grid = tuple(a // b for a, b in zip(layout.shard, layout.chunk, strict=True))
     inside = [
         place

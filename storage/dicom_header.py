@@ -31,6 +31,9 @@ __all__ = [
     "value_of",
 ]
 
+# Values of PixelPresentation (PS3.3 C.8.16.2.1.1) of maps and fused images.
+_COLOURED = ("COLOR", "MIXED", "TRUE_COLOR")
+
 # One plane: twice the side of the largest matrix that CT scanners reconstruct.
 _MAX_PIXELS = 4096 * 4096
 
@@ -99,7 +102,8 @@ def image_of(path: Path, header: Dataset) -> Image:
     _require(path, header, "BitsStored", *range(1, allocated + 1))
     _require(path, header, "HighBit", stored - 1)
 
-    _require(path, header, "PixelPresentation", None, "", "MONOCHROME", expected="MONOCHROME")
+    if value_of(path, header, "PixelPresentation") in _COLOURED:
+        refuse(path, header, "PixelPresentation", "MONOCHROME")
     _require(path, header, "RescaleType", None, "", "HU", "US", expected="HU")
     _require_hounsfield(path, header)
     slope = _numbers(path, header, "RescaleSlope", 1)[0]

@@ -10,7 +10,7 @@ import secrets
 import socket
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
@@ -19,13 +19,13 @@ from urllib.parse import urlsplit
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import S3Store
-from zarr.storage import ObjectStore
 
 from storage.errors import StoreCorrupt, StoreError, StoreMissing
 from storage.place import SMALL, Place, checked, refuse_large
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig
+    from zarr.storage import ObjectStore
 
 __all__ = ["LOCK_RENEWED_S", "LOCK_STALE_S", "S3Place"]
 
@@ -66,6 +66,8 @@ class S3Place(Place):
 
     @property
     def zarr_store(self) -> ObjectStore[Any]:
+        from zarr.storage import ObjectStore  # noqa: PLC0415  as in LocalPlace
+
         return ObjectStore(self._server, read_only=True)
 
     def read_version(self, name: str, *, limit: int = SMALL) -> tuple[bytes, str]:
@@ -129,7 +131,7 @@ class S3Place(Place):
             while version is not None and not ended.wait(LOCK_RENEWED_S):
                 try:
                     version = self._put_if(_LOCK, _lock(owner), version)
-                except BaseError:
+                except (BaseError, OSError):
                     continue  # the server is away; whoever wants the lock meets that as well
 
         keeper = threading.Thread(target=renew, name="store lock", daemon=True)
@@ -140,7 +142,7 @@ class S3Place(Place):
             ended.set()
             keeper.join()
             if version is not None:
-                with self._asking(_LOCK):
+                with suppress(BaseError, OSError):  # it goes stale by itself
                     self._put_if(_LOCK, _lock(""), version)
 
     def _acquire(self, owner: str) -> str:

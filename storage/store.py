@@ -13,12 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from storage.array import as_int16, content_digest, write_array
-from storage.body import FrameOrigin
 from storage.catalogue import Catalogue, Row, body_cells, hu_histogram, mask_cells
 from storage.catalogue_file import CATALOGUE, read_catalogue, write_catalogue
 from storage.errors import GeometryError, IngestError, StoreCorrupt, StoreError, StoreMissing
@@ -26,6 +25,9 @@ from storage.layout import CHUNK, layout_of
 from storage.place import Place
 from storage.shard import ShardedArray
 from storage.volume import Volume
+
+if TYPE_CHECKING:  # SciPy, which it needs, takes a third of a second to import
+    from storage.body import FrameOrigin
 
 __all__ = ["STORE_VERSION", "Spacing", "Store", "Writer", "stage_volume"]
 

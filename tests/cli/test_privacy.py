@@ -89,6 +89,11 @@ REFUSED: dict[str, Change] = {
     "syntax": of_no_known_syntax,
     "half": with_half_its_pixels,
 }
+# Rules are made to look at any element, and their refusals say what they saw.
+QUOTED = (
+    *("PatientName", "PatientBirthDate", "InstitutionName", "StudyTime", "PatientAge"),
+    *("ReferencedImageSequence", "AcquisitionDateTime", "DeviceSerialNumber", "StudyInstanceUID"),
+)
 ACCEPTED = {"latin": "latin-1", "utf": "utf-8", "implicit": "utf-8", "chinese": "gb18030"}
 CHARACTER_SETS = {"latin-1": "ISO_IR 100", "utf-8": "ISO_IR 192", "gb18030": "GB18030"}
 
@@ -207,10 +212,17 @@ def test_nothing_that_was_planted_anywhere_is_found_in_what_is_kept(
         assert verdicts["verdict"].count("skipped") == accepted, verdicts
         assert verdicts["verdict"].count("refused") >= len(REFUSED) + 3
         assert_reasons_say_what_is_wrong(" | ".join(verdicts["reason"]))
-        for command in (("info", store), ("info", store, "--verify")):
-            (kept / f"{len(command)}.log").write_text(invoke(*command))
+        for command in (("info", store), ("verify", store)):
+            (kept / f"{command[0]}-{store.name}.log").write_text(invoke(*command))
         for form in ("dicom", "nifti"):
             invoke("export", store, "--out", kept / f"{store.name}-{form}", "--format", form)
+    quote = "".join(f"- {{domain: 1, phase: x, when: {{{one}: absent}}}}\n" for one in QUOTED)
+    (tmp_path / "rules.yaml").write_text(quote)
+    by_rules = ("--rules", tmp_path / "rules.yaml", "--key", tmp_path / "key")
+    invoke("ingest", export.parent, "--store", kept / "ruled", *by_rules, fails=True)
+    reasons = pq.read_table(kept / "ruled" / "ingest-report.parquet")["reason"].to_pylist()
+    assert sum("rule 9: StudyInstanceUID is 'uid-" in reason for reason in reasons) >= 4
+
     sources = [export.parent / f"{WORD}_{name}" for name in ACCEPTED]
     sources.append(export.parent / f"{WORD}_good.nii.gz")
     for name, option in (("keyed", ("--key", tmp_path / "key")), ("bare", ())):
