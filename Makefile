@@ -27,7 +27,7 @@ check: $(VENV)/.develops  ## style, types, and who imports whom
 
 lock:  ## pin what a fresh install resolves to
 	$(PYTHON) -m venv build/lock
-	build/lock/bin/pip install --quiet torch==2.13.0 ".[dev]"
+	build/lock/bin/pip install --quiet torch==2.13.0 ".[dev,bench]"
 	build/lock/bin/pip freeze --exclude pmg | sed 's/^\(torch==[0-9.]*\)+.*/\1/' > constraints.txt
 
 clean:

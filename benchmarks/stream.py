@@ -94,13 +94,12 @@ def main() -> None:
 
 
 def _compare(cohort: Cohort, names: Sequence[str], text: str, seconds: float, rounds: int) -> None:
-    processes = {
-        name: [_Process(name, cohort, _shape(text), seed) for seed in (1, 2)] for name in names
-    }
+    processes: dict[str, list[_Process]] = {name: [] for name in names}
     try:
-        for both in processes.values():
-            for process in both:
-                process.wait_until_ready()
+        for name, both in processes.items():
+            for seed in (1, 2):  # one after the other: imports and first reads take their time
+                both.append(_Process(name, cohort, _shape(text), seed))
+                both[-1].wait_until_ready()
         rates: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
         for _ in range(rounds):
             for name, both in processes.items():

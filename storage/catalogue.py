@@ -119,8 +119,6 @@ SELDOM = (
     "hu_min",
     "hu_max",
     "hu_histogram",
-    "body_box",
-    "stored_bytes",
     "source_digest",
     "source_stat",
     "ingest_version",
@@ -176,7 +174,7 @@ class Catalogue(Sequence[Row]):
 
     def get(self, index: int, *names: str) -> tuple[Any, ...]:
         """Some fields of one row: cheaper than the whole of it."""
-        return tuple(self._array(name)[index].as_py() for name in names)
+        return tuple(self.array(name)[index].as_py() for name in names)
 
     def select(self, chosen: np.ndarray) -> Catalogue:
         """The rows at these indices, in their order, or where a mask of booleans is true."""
@@ -186,19 +184,30 @@ class Catalogue(Sequence[Row]):
 
     def column(self, name: str) -> np.ndarray:
         """[N], or [N, k] where a row holds k numbers; strings as objects."""
-        values = self._array(name)
+        values = self.array(name)
         if pa.types.is_fixed_size_list(values.type):
             flat: np.ndarray = values.flatten().to_numpy()
             return flat.reshape(len(self), values.type.list_size)
         plain: np.ndarray = values.to_numpy(zero_copy_only=False)
         return plain
 
+    def codes(self, name: str) -> tuple[list[str], np.ndarray]:
+        """(different values, [N] which of them a row has) of a column of strings.
+
+        Numbered by their first rows, whatever Arrow's own dictionary of them is.
+        """
+        values = self.array(name)
+        if pa.types.is_dictionary(values.type):
+            values = values.dictionary_decode()
+        coded = values.dictionary_encode()
+        return coded.dictionary.to_pylist(), coded.indices.to_numpy()
+
     def bitmaps(self, name: str = "body_cells") -> tuple[np.ndarray, np.ndarray]:
         """A column of bitmaps, end to end: row i owns bytes[offsets[i] : offsets[i + 1]].
 
         Returns (offsets [N + 1], bytes).
         """
-        values = self._array(name)
+        values = self.array(name)
         if not len(values):
             return np.zeros(1, np.int32), np.zeros(0, np.uint8)
         _, offsets, data = values.buffers()
@@ -234,11 +243,12 @@ class Catalogue(Sequence[Row]):
         sha = hashlib.sha256()
         for name in names:
             sha.update(f"{name} {len(self)} ".encode())
-            for part in _bytes_of(self._array(name)):
+            for part in _bytes_of(self.array(name)):
                 sha.update(part)
         return sha.hexdigest()
 
-    def _array(self, name: str) -> Any:
+    def array(self, name: str) -> Any:
+        """A column as Arrow holds it: no Python object for each of its strings."""
         table = self._table if name in self._table.column_names else self.table
         chunks = table.column(name).chunks or [pa.array([], _ARROW_TYPES[name])]
         (values,) = chunks
@@ -299,17 +309,21 @@ def hu_histogram(hu: np.ndarray) -> tuple[int, ...]:
 
     The first bin counts whatever is below its upper edge, the last one whatever is above its lower.
     """
-    counts = np.zeros(len(HU_EDGES) - 1, np.int64)
+    counts = np.zeros(1 << 16, np.int64)
     for plane in hu:  # one after the other: bincount makes 64-bit numbers of its argument
-        inside = np.clip(plane, HU_EDGES[0], HU_EDGES[-1] - 1) - HU_EDGES[0]
-        counts += np.bincount(inside.ravel() // 50, minlength=len(counts))
-    return tuple(counts.tolist())
+        counts += np.bincount(plane.ravel().view(np.uint16), minlength=len(counts))
+    sorted_counts = np.roll(counts, 1 << 15)  # from -32768 on
+    starts = [0, *(HU_EDGES[1:-1] + (1 << 15))]
+    return tuple(np.add.reduceat(sorted_counts, starts).tolist())
 
 
 def _voxels_inside(mask: np.ndarray, starts: Sequence[np.ndarray]) -> np.ndarray:
     """How many voxels of each cell are true."""
-    inside = mask
-    for axis in (2, 1, 0):  # the last axis first: five times faster than the other way round
+    # Whole planes of bytes are added ten times as fast as anything else.
+    slabs = np.split(mask.view(np.uint8), starts[0][1:])
+    few = max(map(len, slabs)) < 256
+    inside = np.stack([slab.sum(axis=0, dtype=np.uint8 if few else np.int32) for slab in slabs])
+    for axis in (2, 1):
         inside = np.add.reduceat(inside, starts[axis], axis=axis, dtype=np.int32)
     return inside
 

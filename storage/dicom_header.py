@@ -31,6 +31,9 @@ __all__ = [
     "value_of",
 ]
 
+# Values of PixelPresentation (PS3.3 C.8.16.2.1.1) of maps and fused images.
+_COLOURED = ("COLOR", "MIXED", "TRUE_COLOR")
+
 # One plane: twice the side of the largest matrix that CT scanners reconstruct.
 _MAX_PIXELS = 4096 * 4096
 
@@ -99,7 +102,8 @@ def image_of(path: Path, header: Dataset) -> Image:
     _require(path, header, "BitsStored", *range(1, allocated + 1))
     _require(path, header, "HighBit", stored - 1)
 
-    _require(path, header, "PixelPresentation", None, "", "MONOCHROME", expected="MONOCHROME")
+    if value_of(path, header, "PixelPresentation") in _COLOURED:
+        refuse(path, header, "PixelPresentation", "MONOCHROME")
     _require(path, header, "RescaleType", None, "", "HU", "US", expected="HU")
     _require_hounsfield(path, header)
     slope = _numbers(path, header, "RescaleSlope", 1)[0]
@@ -171,7 +175,7 @@ def value_of(path: Path, header: Dataset, keyword: str) -> Any:
     try:
         return header.get(keyword)
     except Exception as error:  # decoding an element is as unpredictable as reading a file
-        raise IngestError(f"{path}: {named(keyword)} cannot be decoded: {error!r}") from error
+        raise IngestError(f"{path}: {named(keyword)} cannot be decoded: {repr(error)[:200]}") from error
 
 
 def refuse(
@@ -188,12 +192,13 @@ def refuse(
 
 
 def shown(value: Any) -> str:
-    """The value as DICOM writes it, cut to a length that a message can hold."""
+    """The value as DICOM writes it, printable, and cut to a length that a message can hold."""
     if value is None or value == "":
         return "missing or empty"
     several = isinstance(value, Sequence) and not isinstance(value, str | bytes)
     text = "\\".join(map(str, value)) if several else str(getattr(value, "name", value))
-    return text if len(text) <= 100 else f"{text[:100]}..."
+    text = text if len(text) <= 100 else f"{text[:100]}..."
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def named(keyword: str) -> str:

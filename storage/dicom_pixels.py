@@ -143,7 +143,7 @@ def _decoded(dicom: DicomFile, image: Image, frame: bytes, number: int) -> NDArr
     except MemoryError:
         raise
     except Exception as error:  # every decoder has exceptions of its own
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split())[:200]
         raise IngestError(
             f"{dicom.path}: {_PIXELS} in transfer syntax {syntax} cannot be decoded: frame "
             f"{number} {reason}"

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from pydicom.dataset import Dataset
 
-from storage.body import body_mask, frame_origin
+from storage.body import find_body
 from storage.bounds import MAX_SECONDS, reading
 from storage.catalogue import Row
 from storage.errors import GeometryError, IngestError, StoreError
@@ -226,8 +226,7 @@ def _staged(
     read, headers, read_mask = image
     own = canonical(read)
     volume = own if cohort.spacing_mm is None else _resampled(own, cohort.spacing_mm, job)
-    body = body_mask(volume)
-    origin = frame_origin(volume, body)
+    body, origin = find_body(volume)
     return stage_volume(
         cohort.place,
         cohort.spacing_mm,

@@ -37,8 +37,8 @@ class Pairs:
         if balance not in get_args(Balance):
             raise ValueError(f"balance is {balance!r}; expected one of {get_args(Balance)}")
         domain = rows.column("domain")
-        rules, rule = np.unique(rows.column("frame_rule"), return_inverse=True)
-        patients, patient = np.unique(rows.column("patient"), return_inverse=True)
+        rules, rule = rows.codes("frame_rule")
+        patients, patient = rows.codes("patient")
         first, second = (np.flatnonzero(usable & (domain == d)) for d in (1, 2))
         self._balance = balance
         self._patient = patient

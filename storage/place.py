@@ -12,12 +12,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
-
-from zarr.storage import LocalStore
+from typing import TYPE_CHECKING, Any
 
 from storage.durable import make_folders, replace_file
 from storage.errors import StoreCorrupt, StoreError, StoreMissing
+
+if TYPE_CHECKING:
+    from zarr.storage import LocalStore
 
 __all__ = ["SMALL", "LocalPlace", "Place", "checked", "refuse_large"]
 
@@ -122,6 +123,8 @@ class LocalPlace(Place):
 
     @property
     def zarr_store(self) -> LocalStore:
+        from zarr.storage import LocalStore  # noqa: PLC0415  45 MB that a stream doesn't need
+
         return LocalStore(self.root, read_only=True)
 
     def read_version(self, name: str, *, limit: int = SMALL) -> tuple[bytes, str]:

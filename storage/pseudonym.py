@@ -29,10 +29,13 @@ KEY_BYTES = 32
 _UID = re.compile(r"(?<![\w.])(?:\d+(?:\.\d+){3,}|2\.25\.\d+|\d+(?:\.\d+)+(?:\.{3}|…)\d+)(?!\w)")
 
 
-_TEXT = frozenset(
-    ["AE", "AS", "CS", "DA", "DT", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "UN", "UR", "UT"]
-)
+# Value representations that hold binary numbers and no text, and numbers as text.
+_NUMBERS = frozenset(["AT", "FD", "FL", "SL", "SQ", "SS", "SV", "UL", "US", "UV"])
+_DECIMALS = frozenset(["DS", "IS"])
+_DECIMAL = re.compile(r" *[-+]?[0-9]*\.?[0-9]*([eE][-+]?[0-9]+)? *")
 _LONG = 40  # characters; messages cut longer values off
+_MOST = 256  # bytes of a binary value that could be quoted
+_WORD = 5  # characters from which a value is searched for within words too
 
 # Words of the standard that say what an object is and nothing of whom it shows.
 _DEFINED_TERMS = frozenset(
@@ -143,21 +146,28 @@ def text_values(path: Path) -> set[str]:
     """
     found: set[str] = set()
     for element in read_file(path).header.iterall():
-        if element.VR not in _TEXT:
+        if element.VR in _NUMBERS:
             continue
         value = element.value
         several = value if isinstance(value, MultiValue) else [value]
-        texts = [one.decode("latin-1") if isinstance(one, bytes) else str(one) for one in several]
+        texts = [_as_text(one) for one in several]
+        if element.VR in _DECIMALS and all(_DECIMAL.fullmatch(text) for text in texts):
+            continue
         for text in ("\\".join(texts), *texts):
             found.update((text, repr(text)[1:-1], *re.split(r"[\^=]", text)))
     stripped = {text.strip("\0 ") for text in found}
     return {text for text in stripped if len(text) > 2 and text not in _DEFINED_TERMS}
 
 
+def _as_text(value: object) -> str:
+    """Bytes as Latin 1, so that their very bytes are found again in whatever quotes them."""
+    return value[:_MOST].decode("latin-1") if isinstance(value, bytes) else str(value)
+
+
 def scrub(text: str, names: Pseudonyms, private: Iterable[str], files: Sequence[Path] = ()) -> str:
     """`text` with UIDs and every `private` value replaced by pseudonyms, paths by "file 3 of 40".
 
-    private: matched as whole words, the longest first; a long value also where it was cut off.
+    private: the longest first; short ones as whole words, a long one also where it was cut off.
     files: the files of the series. UIDs that DICOM itself defines become their names.
     """
     values = {value for value in private if len(value) > 2 and not _UID.fullmatch(value)}
@@ -168,9 +178,9 @@ def scrub(text: str, names: Pseudonyms, private: Iterable[str], files: Sequence[
         for folder in (folder for folder in file.parents if len(folder.parts) > 1):
             replacements.setdefault(str(folder), names.of("path", str(folder)))
     # In one pass, so that no replacement is searched for what another one would replace.
-    patterns = [rf"(?<!\w){re.escape(value)}(?!\w)" for value in _longest_first(replacements)]
+    patterns = [_pattern(value) for value in _longest_first(replacements)]
     long = (value for value in _longest_first(values) if len(value) > _LONG)
-    patterns += [rf"(?<!\w){re.escape(value[:_LONG])}[^;]*" for value in long]
+    patterns += [rf"{re.escape(value[:_LONG])}[^;]*" for value in long]
 
     def replaced(match: re.Match[str]) -> str:
         found = match[0]
@@ -182,6 +192,10 @@ def scrub(text: str, names: Pseudonyms, private: Iterable[str], files: Sequence[
         return names.of("text", found)
 
     return re.sub("|".join([*patterns, _UID.pattern]), replaced, text)
+
+
+def _pattern(value: str) -> str:
+    return re.escape(value) if len(value) >= _WORD else rf"(?<!\w){re.escape(value)}(?!\w)"
 
 
 def _longest_first(values: Iterable[str]) -> list[str]:

@@ -10,7 +10,7 @@ import secrets
 import socket
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
@@ -19,13 +19,13 @@ from urllib.parse import urlsplit
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import S3Store
-from zarr.storage import ObjectStore
 
 from storage.errors import StoreCorrupt, StoreError, StoreMissing
 from storage.place import SMALL, Place, checked, refuse_large
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig
+    from zarr.storage import ObjectStore
 
 __all__ = ["LOCK_RENEWED_S", "LOCK_STALE_S", "S3Place"]
 
@@ -66,6 +66,8 @@ class S3Place(Place):
 
     @property
     def zarr_store(self) -> ObjectStore[Any]:
+        from zarr.storage import ObjectStore  # noqa: PLC0415  as in LocalPlace
+
         return ObjectStore(self._server, read_only=True)
 
     def read_version(self, name: str, *, limit: int = SMALL) -> tuple[bytes, str]:
@@ -129,7 +131,7 @@ class S3Place(Place):
             while version is not None and not ended.wait(LOCK_RENEWED_S):
                 try:
                     version = self._put_if(_LOCK, _lock(owner), version)
-                except BaseError:
+                except (BaseError, OSError):
                     continue  # the server is away; whoever wants the lock meets that as well
 
         keeper = threading.Thread(target=renew, name="store lock", daemon=True)
@@ -140,7 +142,7 @@ class S3Place(Place):
             ended.set()
             keeper.join()
             if version is not None:
-                with self._asking(_LOCK):
+                with suppress(BaseError, OSError):  # it goes stale by itself
                     self._put_if(_LOCK, _lock(""), version)
 
     def _acquire(self, owner: str) -> str:
@@ -230,12 +232,18 @@ class S3Place(Place):
                 raise StoreError(f"{path}: there is no bucket {self._bucket!r}") from None
             if isinstance(error, FileNotFoundError):
                 raise StoreMissing(f"{path}: the file is missing") from None
+            if "/latest/api/token" in text:  # of the service that gives a machine its role
+                raise StoreError(
+                    f"{path}: no credentials; expected AWS_ACCESS_KEY_ID and "
+                    "AWS_SECRET_ACCESS_KEY, or a role of this machine"
+                ) from None
             status = re.search(r"status code: (\d+ [A-Za-z ]+)", text)
             if status is not None and status[1].startswith("416"):
                 raise StoreCorrupt(f"{path}: truncated; it ends before what was asked") from None
             code = re.search(r"<Code>(\w+)</Code>", text)
-            answer = status[1] + (f" ({code[1]})" if code else "") if status else "no answer"
-            raise StoreError(f"{path}: the object store refused: {answer}") from None
+            answer = status[1] if status else "no answer" if "HTTP error" in text else "unusable"
+            detail = f" ({code[1]})" if code else "" if status else f" ({type(error).__name__})"
+            raise StoreError(f"{path}: the object store's answer: {answer}{detail}") from None
 
 
 @cache

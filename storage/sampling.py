@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow.compute as pc
 
 from storage.catalogue import Catalogue, Row
 from storage.draws import Draws
@@ -286,9 +287,10 @@ def split_patients(rows: Sequence[Row], fraction: float, seed: int) -> tuple[Cat
     if not 0 <= fraction <= 1:
         raise ValueError(f"fraction is {fraction}; expected 0 to 1")
     catalogue = Catalogue.of(rows)
-    patients, which = np.unique(catalogue.column("patient"), return_inverse=True)
+    patients, which = catalogue.codes("patient")
     held = np.array([_unit_hash(seed, patient) < fraction for patient in patients], bool)[which]
-    return catalogue.select(~held), catalogue.select(held)
+    kept = catalogue.select(~held) if held.any() else catalogue  # not copied for nothing
+    return kept, catalogue.select(held)
 
 
 def _unit_hash(seed: int, patient: str) -> float:
@@ -297,25 +299,29 @@ def _unit_hash(seed: int, patient: str) -> float:
 
 
 def _sorted(rows: Catalogue) -> Catalogue:
-    ids = rows.column("volume_id")
-    order = np.argsort(ids, kind="stable")
-    return rows if (order == np.arange(len(order))).all() else rows.select(order)
+    ids = rows.array("volume_id")
+    if pc.all(pc.less_equal(ids[:-1], ids[1:])).as_py() is not False:
+        return rows
+    return rows.select(np.argsort(rows.column("volume_id"), kind="stable"))
 
 
 def _common_grid(rows: Catalogue) -> tuple[float, float, float]:
     """The spacing of all rows. Raises GeometryError naming two volumes that differ."""
-    spacing = rows.column("spacing_mm")
-    directions = rows.column("affine").reshape(-1, 4, 4)[:, :3, :3] / spacing[:, None, :]
-    other_spacing = np.abs(spacing - spacing[0]).max(axis=1) > _SAME_SPACING_MM
-    turned = np.abs(directions - directions[0]).max(axis=(1, 2)) > _SAME_DIRECTION
-    for what, differs in (("spacing", other_spacing), ("direction of axes", turned)):
-        if differs.any():
-            row, other = rows[0], rows[int(np.argmax(differs))]
-            raise GeometryError(
-                f"volumes {row.volume_id} and {other.volume_id} differ in {what} (spacing "
-                f"{row.spacing_mm} and {other.spacing_mm} mm); patches can be co-located on one "
-                "grid only: ingest into a store with spacing_mm set"
-            )
+    spacing, affine = rows.column("spacing_mm"), rows.column("affine").reshape(-1, 4, 4)
+    first = affine[0, :3, :3] / spacing[0]
+    for begin in range(0, len(rows), 4096):  # a large cohort's directions take much memory
+        some = slice(begin, begin + 4096)
+        directions = affine[some, :3, :3] / spacing[some, None, :]
+        other_spacing = np.abs(spacing[some] - spacing[0]).max(axis=1) > _SAME_SPACING_MM
+        turned = np.abs(directions - first).max(axis=(1, 2)) > _SAME_DIRECTION
+        for what, differs in (("spacing", other_spacing), ("direction of axes", turned)):
+            if differs.any():
+                row, other = rows[0], rows[begin + int(np.argmax(differs))]
+                raise GeometryError(
+                    f"volumes {row.volume_id} and {other.volume_id} differ in {what} (spacing "
+                    f"{row.spacing_mm} and {other.spacing_mm} mm); patches can be co-located on "
+                    "one grid only: ingest into a store with spacing_mm set"
+                )
     z, y, x = spacing[0].tolist()
     return z, y, x
 

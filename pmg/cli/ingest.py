@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.command(name="ingest")
 @click.argument("root", required=False, type=click.Path(exists=True, path_type=Path))
 @click.option(
-    "--store", required=True, metavar="FOLDER|URL", help="made if it does not exist; or s3://..."
+    "--store", metavar="FOLDER|URL", help="a folder, made if it does not exist; or s3://..."
 )
 @click.option(
     "--manifest",
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 @click.option(
     "--key",
     type=click.Path(dir_okay=False, path_type=Path),
-    required=True,
     help="file with the secret key of the pseudonyms, outside the store; made if there is none",
 )
 @click.option(
@@ -53,16 +52,26 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     help="processes; by default one for each core that there are 4 GiB of memory for",
 )
+@click.option(
+    "--suggest", is_flag=True, help="ingest nothing: propose a label for every series under ROOT"
+)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="with --suggest: write the labels there, to be corrected and given as --manifest",
+)
 def command(
     root: Path | None,
-    store: str,
+    store: str | None,
     manifest: Path | None,
     domain: int | None,
     phase: str | None,
     rules: Path | None,
     spacing: tuple[float, float, float] | None,
-    key: Path,
+    key: Path | None,
     workers: int | None,
+    suggest: bool,
+    out: Path | None,
 ) -> None:
     """Bring DICOM series or NIfTI files into a store.
 
@@ -70,6 +79,17 @@ def command(
     are refused with a reason, the others go on; a second run skips what is done. No name, date or
     UID enters the store. Ctrl-C keeps what is done.
     """
+    if suggest:
+        from pmg.cli.suggest import show_suggestions
+
+        if root is None or manifest or store:
+            raise click.UsageError("--suggest looks at the series under ROOT, and nothing else")
+        with refusals():
+            show_suggestions(root, out)
+        return
+    if store is None or key is None:
+        raise click.UsageError("--store and --key are missing; without them there is --suggest")
+
     from storage.ingest import ingest
 
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))

@@ -222,3 +222,73 @@ def test_a_volume_of_air_has_no_body_and_no_frame():
     assert not mask.any()
     with pytest.raises(IngestError, match=r"above -300 HU \(maximum -1000\)"):
         frame_origin(air, mask)
+
+
+def shell(y, x, top_mm, kind):
+    """Where a table is, by its kind: HU by name of the part. top_mm: its surface, on x = 0."""
+    flat, curved = y - top_mm, y - top_mm + np.minimum(x**2, 110**2) / 400
+    wide = np.abs(x) < 110
+    return {
+        "flat, foam between two shells": [
+            (wide & (flat >= 0) & (flat < 25), -880),
+            (wide & ((flat >= 0) & (flat < 3) | (flat >= 22) & (flat < 25)), 200),
+        ],
+        "curved cradle": [
+            (wide & (curved >= 0) & (curved < 20), -850),
+            (wide & (curved >= 0) & (curved < 3), 300),
+        ],
+        "board of carbon fibre": [(wide & (flat >= 0) & (flat < 3), -100)],
+        "rails of metal": [
+            (wide & (flat >= 0) & (flat < 20), -900),
+            ((flat - 12) ** 2 + (np.abs(x) - 100) ** 2 < 5**2, 2500),
+        ],
+        "mattress of foam": [
+            (wide & (flat >= 0) & (flat < 30), -950),
+            (wide & (flat >= 30) & (flat < 33), 150),
+        ],
+    }[kind]
+
+
+TABLES = (
+    "flat, foam between two shells",
+    "curved cradle",
+    "board of carbon fibre",
+    "rails of metal",
+    "mattress of foam",
+)
+
+
+@pytest.mark.parametrize("kind", TABLES)
+@pytest.mark.parametrize("gap_mm", [-3.0, 0.0, 8.0])
+def test_no_kind_of_table_is_body_whether_the_patient_lies_on_it_or_above(kind, gap_mm):
+    """With a gap below 0 the patient's back is pressed into the table, 3 mm deep."""
+    volume, body = patient(table_mm=500)
+    (_, y, x), _ = grid(volume.shape)
+    outside = ~body
+    hu, table = volume.hu, np.zeros(volume.shape, bool)
+    for part, value in shell(y, x, 60 + gap_mm, kind):
+        where = np.broadcast_to(part, volume.shape) & outside
+        hu, table = np.where(where, value, hu), table | where
+    mask = body_mask(Volume(hu.astype(np.int16), volume.affine))
+    assert overlap(mask, body) > 0.985
+    # Where the back touches it, the shell cannot be told from skin: one coarse voxel of it stays.
+    far_mm = ndimage.distance_transform_edt(~body, sampling=SPACING)
+    assert far_mm[mask & table].max(initial=0) < 4
+    assert (mask & table).sum() < (0.01 * body.sum() if gap_mm <= 0 else 1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_phantoms_table_and_blanket_are_not_in_its_mask(seed):
+    volume = render(draw_subject(40 + seed), "portal", COARSE, seed)
+    bare = body_mask(volume)
+    (_, y, x), _ = grid(volume.shape, COARSE.spacing_mm)
+    back = np.flatnonzero(bare.any(axis=(0, 2)))[-1]
+    top = y.ravel()[back] + 4
+    hu = volume.hu
+    for part, value in shell(y, x, top, TABLES[seed]):
+        hu = np.where(np.broadcast_to(part, volume.shape) & ~bare, value, hu)
+    front = np.flatnonzero(bare.any(axis=(0, 2)))[0]
+    blanket = (np.abs(y - y.ravel()[front] + 6) < 2) & (np.abs(x) < 120)
+    hu = np.where(np.broadcast_to(blanket, volume.shape) & ~bare, -60, hu)
+    mask = body_mask(Volume(hu.astype(np.int16), volume.affine))
+    assert overlap(mask, bare) > 0.98

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
+import os
 import shutil
+import struct
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import google_crc32c
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from make_cohort import SHAPE, body_hu, two_volumes
+from numcodecs import blosc
 from tampering import delete, files, flip, overwrite, read
 
+from storage.catalogue_file import write_catalogue
 from storage.errors import StoreCorrupt, StoreError
 from storage.place import LocalPlace, Place
 from storage.store import Store
@@ -187,3 +199,86 @@ class TestOnPurpose:
         folder.symlink_to(tmp_path / "outside")
         with pytest.raises(StoreCorrupt, match=r"volume v1: .*out of the store"):
             Store.open(store.place).read("v1")
+
+    def test_a_link_in_a_shards_place_is_not_followed(self, tmp_path: Path) -> None:
+        store = two_volumes(Place.of(tmp_path / "place"))
+        assert isinstance(store.place, LocalPlace)
+        path = store.place.root / shard(store)
+        os.rename(path, tmp_path / "shard")
+        path.symlink_to(tmp_path / "shard")
+        with pytest.raises(StoreCorrupt, match=r"volume v1: .*out of the store"):
+            Store.open(tmp_path / "place").read("v1")
+
+    @pytest.mark.parametrize("bomb", ["chunk", "deep zarr.json", "long zarr.json", "vast shape"])
+    def test_what_would_take_much_memory_is_refused_before_it_gets_it(
+        self, tmp_path: Path, bomb: str
+    ) -> None:
+        """All digests are right: by somebody who knows how a store is made."""
+        store, first = two_volumes(Place.of(tmp_path / "place")), 0
+        if bomb == "chunk":
+            forge_chunk(store, blosc.compress(bytes(400_000_000), b"zstd", 9, blosc.BITSHUFFLE))
+        elif bomb == "deep zarr.json":
+            forge_metadata(store, b"[" * 10_000_000)
+        elif bomb == "long zarr.json":
+            forge_metadata(store, b" " * 200_000_000)
+        else:
+            shape, first = (2**13, 2**10, 2**10), 2**12
+            document = json.loads(read(store.place, metadata(store)))
+            document["shape"] = shape
+            fields = {"shape": shape, "cell_shape": (512, 64, 64)}
+            forge_metadata(store, json.dumps(document).encode(), **fields)
+        code = (
+            "import resource, sys\n"
+            "from storage.errors import StoreCorrupt\n"
+            "from storage.store import Store\n"
+            "store = Store.open(sys.argv[1])\n"
+            "store.read('v2')\n"
+            "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+            "first = int(sys.argv[2])\n"
+            "for read in (store.read, lambda v: store.read_box(v, (first, 0, 0), (8, 8, 8))):\n"
+            "    try:\n"
+            "        read('v1')\n"
+            "    except StoreCorrupt as error:\n"
+            "        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, error)\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "place"), str(first)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        whole_and_box = done.stdout.splitlines()
+        assert len(whole_and_box) == 2
+        for line in whole_and_box:
+            taken_kib, _, message = line.partition(" ")
+            assert "volume v1: " in message
+            assert int(taken_kib) < 50_000
+
+
+def forge_chunk(store: Store, chunk: bytes) -> None:
+    """Put other bytes in the place of v1's first chunk; its checksum and its shard's are right."""
+    data = bytearray(read(store.place, shard(store)))
+    chunk += google_crc32c.value(chunk).to_bytes(4, "little")
+    chunks = _chunks(store)
+    data[:16] = struct.pack("<QQ", len(data), len(chunk))
+    index = bytes(data[: 16 * chunks])
+    data[len(index) : len(index) + 4] = google_crc32c.value(index).to_bytes(4, "little")
+    overwrite(store.place, shard(store), bytes(data) + chunk)
+
+
+def _chunks(store: Store) -> int:
+    """How many chunks the index of v1's shard has."""
+    sharding = json.loads(read(store.place, metadata(store)))
+    inner = sharding["codecs"][0]["configuration"]["chunk_shape"]
+    outer = sharding["chunk_grid"]["configuration"]["chunk_shape"]
+    return math.prod(n // m for n, m in zip(outer, inner, strict=True))
+
+
+def forge_metadata(store: Store, data: bytes, **fields: Any) -> None:
+    """Replace v1's zarr.json, and its digest in the catalogue."""
+    overwrite(store.place, metadata(store), data)
+    row = replace(store.row("v1"), metadata_digest=hashlib.sha256(data).hexdigest(), **fields)
+    grid = [-(-n // cell) for n, cell in zip(row.shape, row.cell_shape, strict=True)]
+    bits = bytes(-(-math.prod(grid) // 8))
+    row = replace(row, cells_grid=(grid[0], grid[1], grid[2]), body_cells=bits)
+    write_catalogue(store.place, store.rows.changed([row]))

@@ -5,15 +5,20 @@ from __future__ import annotations
 import copy
 import io
 
+import numpy as np
 import pydicom
 import pytest
+from make_enhanced import enhanced
 from pydicom.datadict import DicomDictionary, tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from storage.deidentify import deidentified, state_deidentified
+from storage.dicom_read import read_series
+from storage.dicom_write import derived_headers, write_series
 from storage.errors import IngestError
 from storage.pseudonym import KEY_BYTES, Pseudonyms
+from storage.volume import Volume
 
 NAMES = Pseudonyms(bytes(range(KEY_BYTES)))
 
@@ -206,6 +211,30 @@ def test_images_that_say_they_show_text_are_refused() -> None:
     header.BurnedInAnnotation = "YES"
     with pytest.raises(IngestError, match=r"BurnedInAnnotation \(0028,0301\) is YES"):
         deidentified([Dataset(), header], NAMES)
+
+
+def test_words_in_the_functional_groups_of_enhanced_ct_are_not_written(tmp_path) -> None:
+    affine = np.eye(4)
+    affine[:3, :3] = np.eye(3)[:, ::-1] * (3.0, 1.0, 1.0)
+    dataset = enhanced(Volume(np.zeros((3, 8, 8), np.int16), affine))
+    dataset.Manufacturer = dataset.PatientName = "ZQXK"
+    for group in dataset.PerFrameFunctionalGroupsSequence:
+        group.FrameContentSequence[0].FrameComments = "ZQXK"
+        group.FrameContentSequence[0].FrameAcquisitionDateTime = "19310704"
+        anatomy = Dataset()
+        anatomy.FrameLaterality = "ZQXK"
+        group.FrameAnatomySequence = [anatomy]
+        group.add_new(0x00290010, "LO", "ZQXK")
+    pydicom.dcmwrite(tmp_path / "enhanced.dcm", dataset, enforce_file_format=True)
+    volume, headers = read_series([tmp_path / "enhanced.dcm"])
+    derived = derived_headers(deidentified(headers, NAMES), series_description="x")
+    files = write_series(volume, tmp_path / "out", derived)
+    assert len(files) == 3
+    for file in files:
+        data = file.read_bytes()
+        assert b"ZQXK" not in data
+        assert b"19310704" not in data
+        assert NAMES.of("patient", "E1").encode() in data
 
 
 def test_stating_it_changes_nothing_else() -> None:

@@ -256,6 +256,16 @@ class TestS3:
             assert len(message) < 200
             assert not any(secret in message for secret in (*KEYS.values(), "a-secret-word"))
 
+    def test_missing_credentials_are_said_to_be_missing(
+        self, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in KEYS:
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:1")
+        monkeypatch.setattr(storage.s3, "_RETRIES", 1)
+        with pytest.raises(StoreError, match=r"x/f: no credentials; expected AWS_ACCESS_KEY_ID"):
+            Place.of(f"{s3_bucket}/x").read("f")
+
     def test_volumes_do_not_cross_the_network_as_plain_text(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
