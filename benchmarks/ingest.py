@@ -9,8 +9,8 @@ fsync, reads back and compares, and commits: with a cohort's grid it resamples t
 started before the clock, which the first line of the table states. All take turns, so that a noisy
 moment does not hit one alone; the best of the rounds counts.
 
-memory: the largest sum of the proportional set sizes of the ingest's processes, in which a page
-that n processes share counts 1/n, sampled ten times a second.
+memory: the largest sum of the proportional set sizes of all processes, the idle ones of the other
+readers too, sampled ten times a second; a page that n processes share counts 1/n.
 """
 
 from __future__ import annotations
@@ -93,10 +93,9 @@ def compare(root: Path, work: Path, slices: int, rounds: int) -> None:
         for workers in (one, two, peer):
             list(workers.map(_warm, [0.3, 0.3]))
         print(f"starting four worker processes took {time.perf_counter() - started:.1f} s\n")
+        folders = sorted({path.parent for path in root.rglob("*.dcm")})
         runs: dict[str, Callable[[Path], None]] = {
-            "SimpleITK, 1 process": lambda _: _use(
-                peer, _read_by_simpleitk, sorted(root.iterdir())
-            ),
+            "SimpleITK, 1 process": lambda _: _use(peer, _read_by_simpleitk, folders),
             "pmg, own grid, 1 process": lambda store: _ingest(root, store, None, one),
             "pmg, own grid, 2 processes": lambda store: _ingest(root, store, None, two),
             "pmg, 3 x 1.5 x 1.5 mm, 1 process": lambda store: _ingest(root, store, GRID, one),
@@ -194,11 +193,43 @@ def write_cohort(root: Path, series: int, slices: int) -> None:
         rng = np.random.default_rng(number)
         noise = rng.standard_normal(anatomy.shape, dtype=np.float32)
         hu = anatomy + 25 * ndimage.gaussian_filter(noise, (0, 0.7, 0.7)) / 0.4
-        header = Dataset()
-        header.PatientID = f"P{number}"
-        header.SeriesInstanceUID = generate_uid()
-        header.Modality = "CT"
+        header = _header(number)
         write_series(Volume(hu.round().astype(np.int16), affine), root / f"{number}", header)
+
+
+def _header(number: int) -> Dataset:
+    """As long as scanners write them: about 150 elements, of which half are private."""
+    header = Dataset()
+    header.PatientID = f"P{number}"
+    header.PatientName = f"Phantom^{number}"
+    header.SeriesInstanceUID = generate_uid()
+    header.Modality = "CT"
+    header.StudyDate, header.StudyTime = "20240102", "101500"
+    header.Manufacturer, header.ManufacturerModelName = "pmg", "phantom"
+    for keyword in _TEXTS.split():
+        setattr(header, keyword, f"TEXT {len(keyword)}")
+    for keyword in _NUMBERS.split():
+        setattr(header, keyword, 123.5)
+    private = header.private_block(0x0019, "PMG PRIVATE", create=True)
+    for element in range(80):
+        private.add_new(element, "LO", f"value {element}")
+    for keyword in ("ProcedureCodeSequence", "RequestAttributesSequence"):
+        item = Dataset()
+        item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = "1", "DCM", "a procedure"
+        setattr(header, keyword, [item])
+    return header
+
+
+_TEXTS = """
+    InstitutionName StationName StudyDescription SeriesDescription InstitutionalDepartmentName
+    ProtocolName StudyID ScanOptions ConvolutionKernel FilterType DeviceSerialNumber
+    SoftwareVersions ContrastBolusAgent RequestedProcedureDescription AccessionNumber
+"""
+_NUMBERS = """
+    KVP DataCollectionDiameter ReconstructionDiameter DistanceSourceToDetector
+    DistanceSourceToPatient TableHeight FocalSpots SingleCollimationWidth
+    TotalCollimationWidth TableSpeed TableFeedPerRotation SpiralPitchFactor CTDIvol PatientWeight
+"""
 
 
 def _ingest(root: Path, store: Path, spacing_mm: Spacing | None, workers: Workers) -> None:
