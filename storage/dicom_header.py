@@ -175,7 +175,9 @@ def value_of(path: Path, header: Dataset, keyword: str) -> Any:
     try:
         return header.get(keyword)
     except Exception as error:  # decoding an element is as unpredictable as reading a file
-        raise IngestError(f"{path}: {named(keyword)} cannot be decoded: {repr(error)[:200]}") from error
+        raise IngestError(
+            f"{path}: {named(keyword)} cannot be decoded: {repr(error)[:200]}"
+        ) from error
 
 
 def refuse(
