@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import zarr
 from scipy.ndimage import gaussian_filter
-from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.codecs import BloscCodec, Crc32cCodec, ShardingCodecIndexLocation
+from zarr.core.array import ShardsConfigParam
 
 from storage.body import FrameOrigin
 from storage.store import Store
@@ -109,7 +110,10 @@ def _write_zarr(hu: np.ndarray, path: Path) -> None:
         shape=hu.shape,
         dtype="int16",
         chunks=PEER_CHUNK,
-        shards=tuple(shard),
+        # At the start, since nanio's server has no suffix ranges.
+        shards=ShardsConfigParam(
+            shape=tuple(shard), index_location=ShardingCodecIndexLocation.start
+        ),
         compressors=[
             BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle", typesize=2),
             Crc32cCodec(),
