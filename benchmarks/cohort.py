@@ -127,6 +127,11 @@ def _write_nnunet(hu: np.ndarray, path: Path) -> None:
     _write_blosc2(hu.astype(np.float32), path, "ZSTD", 8, (64, 64, 64), (8, 16, 32))
 
 
+def _write_nnunet_2d(hu: np.ndarray, path: Path) -> None:
+    """The same for patches of one slice, as nnU-Net shapes blocks and chunks by the patch."""
+    _write_blosc2(hu.astype(np.float32), path, "ZSTD", 8, (4, 256, 256), (1, 64, 64))
+
+
 def _write_b2nd(hu: np.ndarray, path: Path) -> None:
     """As the store has it: int16 by lz4."""
     _write_blosc2(np.array(hu), path, "LZ4", 5, PEER_CHUNK, (8, 32, 64))
@@ -165,6 +170,7 @@ def _write_npy(hu: np.ndarray, path: Path) -> None:
 _WRITERS: dict[str, Callable[[np.ndarray, Path], None]] = {
     "zarr": _write_zarr,
     "nnunet.b2nd": _write_nnunet,
+    "nnunet-2d.b2nd": _write_nnunet_2d,
     "b2nd": _write_b2nd,
     "nii": _write_nifti,
     "npy": _write_npy,

@@ -48,10 +48,11 @@ Batches = Iterator[Callable[[], Seen]]
 
 @dataclass(frozen=True)
 class Reader:
-    """needs: the format that it reads. warm_up: batches until it runs as it goes on to run."""
+    """needs: formats that it reads, beside the store and the raw files. warm_up: batches until it
+    runs as it goes on to run."""
 
     open: Callable[[Cohort, Index, int], Batches]
-    needs: str = "store"
+    needs: tuple[str, ...] = ()
     warm_up: int = 4
 
 
@@ -109,13 +110,7 @@ def _zarrs(cohort: Cohort, patch: Index, seed: int) -> Batches:
     import zarr
     import zarrs  # noqa: F401
 
-    zarr.config.set(
-        {
-            "codec_pipeline.path": "zarrs.ZarrsCodecPipeline",
-            "threading.max_workers": 1,
-            "codec_pipeline.chunk_concurrent_maximum": 1,
-        }
-    )
+    zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"})
     return _zarr(cohort, patch, seed)
 
 
@@ -140,6 +135,8 @@ def _tensorstore(cohort: Cohort, patch: Index, seed: int) -> Batches:
 
 def _blosc2(cohort: Cohort, patch: Index, seed: int, format: str) -> Batches:
     """Files kept open and mapped into memory, as nnU-Net's loader has them."""
+    if patch[0] == 1 and format == "nnunet.b2nd":
+        format = "nnunet-2d.b2nd"
     import blosc2
 
     blosc2.set_nthreads(1)
@@ -311,7 +308,7 @@ def _bare(cohort: Cohort, patch: Index, seed: int, whole: bool) -> Batches:
 _SETTLED = 2 * REUSE * 4  # batches: every slot has been through two visits
 
 READERS: dict[str, Reader] = {
-    "memmap (limit)": Reader(_memmap, "raw"),
+    "memmap (limit)": Reader(_memmap),
     "blosc decode, bytes in memory (limit)": Reader(partial(_bare, whole=False)),
     "read + CRC + blosc decode (limit)": Reader(partial(_bare, whole=True)),
     "stream": Reader(partial(_stream, memory_bytes=0, threads=1), warm_up=_SETTLED),
@@ -319,12 +316,14 @@ READERS: dict[str, Reader] = {
     "stream, cohort in memory": Reader(
         partial(_stream, memory_bytes=2**50, threads=1), warm_up=_SETTLED
     ),
-    "MONAI CacheDataset": Reader(_monai_cache, "npy"),
-    "MONAI PersistentDataset": Reader(_monai_persistent, "npy"),
-    "TorchIO Queue": Reader(_torchio, "nii"),
-    "blosc2, as nnU-Net": Reader(partial(_blosc2, format="nnunet.b2nd"), "nnunet.b2nd"),
-    "blosc2, int16 lz4": Reader(partial(_blosc2, format="b2nd"), "b2nd"),
-    "tensorstore": Reader(_tensorstore, "zarr"),
-    "zarrs": Reader(_zarrs, "zarr"),
-    "zarr": Reader(_zarr, "zarr"),
+    "MONAI CacheDataset": Reader(_monai_cache, ("npy",)),
+    "MONAI PersistentDataset": Reader(_monai_persistent, ("npy",)),
+    "TorchIO Queue": Reader(_torchio, ("nii",)),
+    "blosc2, as nnU-Net": Reader(
+        partial(_blosc2, format="nnunet.b2nd"), ("nnunet.b2nd", "nnunet-2d.b2nd")
+    ),
+    "blosc2, int16 lz4": Reader(partial(_blosc2, format="b2nd"), ("b2nd",)),
+    "tensorstore": Reader(_tensorstore, ("zarr",)),
+    "zarrs": Reader(_zarrs, ("zarr",)),
+    "zarr": Reader(_zarr, ("zarr",)),
 }

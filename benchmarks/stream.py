@@ -6,6 +6,8 @@ Volumes of 192x384x384 are made in a temporary folder, in every reader's format,
 page cache. Each reader runs in processes of its own, of one thread unless it says otherwise; all
 deliver collated batches of 32 patches, and readers that reuse what they read take 16 patches of it.
 They take turns, so that a noisy moment does not hit one alone; the median of the rounds counts.
+What other work on the same cores does to a reader shows in its patches per second, but hardly in
+its patches per second of its own CPU time.
 
 amplification: voxels decoded for each one delivered. same volume, same read: share of the pairs of
 patches in a batch that are of one volume, and that came from one read of (a part of) it.
@@ -25,6 +27,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -100,39 +103,43 @@ def _compare(cohort: Cohort, names: Sequence[str], text: str, seconds: float, ro
             for seed in (1, 2):  # one after the other: imports and first reads take their time
                 both.append(_Process(name, cohort, _shape(text), seed))
                 both[-1].wait_until_ready()
-        rates: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+        rates: dict[str, list[tuple[Pace, Pace]]] = {name: [] for name in names}
         for _ in range(rounds):
             for name, both in processes.items():
-                rates[name].append((_rate(both[:1], seconds), _rate(both, seconds)))
+                rates[name].append((_pace(both[:1], seconds), _pace(both, seconds)))
         seen = {name: both[0].describe() for name, both in processes.items()}
     finally:
         for both in processes.values():
             for process in both:
                 process.end()
-    alone = {name: statistics.median(one for one, _ in found) for name, found in rates.items()}
+    alone = {
+        name: Pace(*(statistics.median(p) for p in zip(*(one for one, _ in found), strict=True)))
+        for name, found in rates.items()
+    }
     print(
-        "| reader | patches/s | of memmap | 2 processes | amplification | same volume | same read |"
+        "| reader | patches/s | per CPU s | of memmap | 2 processes | amplification "
+        "| same volume | same read |"
     )
-    print("|---|---|---|---|---|---|---|")
-    limit = alone.get("memmap (limit)", float("nan"))
+    print("|---|---|---|---|---|---|---|---|")
+    limit = alone.get("memmap (limit)", Pace(float("nan"), float("nan")))
     for name in names:
-        gain = statistics.median(two / one for one, two in rates[name])
+        gain = statistics.median(two.wall / one.wall for one, two in rates[name])
         batches = seen[name]
         amplification = statistics.mean(batch.decoded for batch in batches)
         same = [_same(batch.volumes) for batch in batches]
         reads = [_same(batch.reads) for batch in batches]
         print(
-            f"| {name} | {alone[name]:.0f} | {alone[name] / limit:.3f} | x{gain:.2f} | "
-            f"{amplification:.2f} | {statistics.mean(same):.3f} | {statistics.mean(reads):.3f} |"
+            f"| {name} | {alone[name].wall:.0f} | {alone[name].cpu:.0f} | "
+            f"{alone[name].cpu / limit.cpu:.3f} | x{gain:.2f} | {amplification:.2f} | "
+            f"{statistics.mean(same):.3f} | {statistics.mean(reads):.3f} |"
         )
     print()
     for ours, other, asked in (*_ASKED.get(text, ()), *_ASKED_OF_ALL):
         if ours in alone and other in alone:
-            found = statistics.median(
-                mine / theirs
-                for (mine, _), (theirs, _) in zip(rates[ours], rates[other], strict=True)
-            )
-            print(f"- {ours} / {other}: {found:.2f} (asked: {asked})")
+            turns = list(zip(rates[ours], rates[other], strict=True))
+            wall = statistics.median(mine.wall / theirs.wall for (mine, _), (theirs, _) in turns)
+            cpu = statistics.median(mine.cpu / theirs.cpu for (mine, _), (theirs, _) in turns)
+            print(f"- {ours} / {other}: {wall:.2f}, per CPU second {cpu:.2f} (asked: {asked})")
     print(flush=True)
 
 
@@ -140,6 +147,13 @@ def _same(numbers: Sequence[int]) -> float:
     """Share of all pairs that have the same number; -1 is like no other."""
     _, counts = np.unique([n for n in numbers if n >= 0], return_counts=True)
     return float((counts * (counts - 1)).sum() / (len(numbers) * (len(numbers) - 1)))
+
+
+class Pace(NamedTuple):
+    """Patches per second, and per second of CPU time."""
+
+    wall: float
+    cpu: float
 
 
 class _Process:
@@ -159,8 +173,8 @@ class _Process:
     def start(self, seconds: float) -> None:
         self._pipe.send(seconds)
 
-    def rate(self) -> float:
-        return float(self._pipe.recv())
+    def pace(self) -> Pace:
+        return Pace(*self._pipe.recv())
 
     def describe(self) -> list[Seen]:
         self._pipe.send(None)
@@ -174,10 +188,11 @@ class _Process:
             self._process.terminate()
 
 
-def _rate(processes: Sequence[_Process], seconds: float) -> float:
+def _pace(processes: Sequence[_Process], seconds: float) -> Pace:
     for process in processes:
         process.start(seconds)
-    return sum(process.rate() for process in processes)
+    paces = [process.pace() for process in processes]
+    return Pace(sum(pace.wall for pace in paces), statistics.mean(pace.cpu for pace in paces))
 
 
 def _serve(name: str, cohort: Cohort, patch: Index, seed: int, pipe: Connection) -> None:
@@ -194,21 +209,20 @@ def _serve(name: str, cohort: Cohort, patch: Index, seed: int, pipe: Connection)
         if seconds is None:
             pipe.send([next(batches)() for _ in range(20)])
             continue
-        count, started = 0, time.perf_counter()
+        count, started, used = 0, time.perf_counter(), time.process_time()
         while (elapsed := time.perf_counter() - started) < seconds:
             next(batches)
             count += BATCH
-        pipe.send(count / elapsed)
+        pipe.send((count / elapsed, count / (time.process_time() - used)))
 
 
 def _available(cohort: Cohort, names: Sequence[str]) -> list[str]:
     """The readers whose libraries are there; the others are named."""
     there = []
     for name in names:
-        needs = READERS[name].needs
         try:
-            if needs not in ("store", "raw"):
-                add_format(cohort, needs)
+            for format in READERS[name].needs:
+                add_format(cohort, format)
             _import_of(name)
             there.append(name)
         except ImportError as error:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import threading
+
 import numpy as np
 
 __all__ = ["Draws"]
 
 _AT_ONCE = 64  # words
+_BLOCK = 4  # words that one value of Philox's counter gives
 
 
 class Draws:
@@ -17,13 +21,14 @@ class Draws:
     """
 
     def __init__(self, seed: int, number: int) -> None:
-        self._philox = np.random.Philox(key=np.array([seed, number], np.uint64))
+        self._key = np.array([seed, number], np.uint64)
+        self._blocks = 0
         self._ready: list[int] = []
 
     def below(self, bound: int) -> int:
         """Uniform in 0 to bound - 1."""
         if not self._ready:
-            self._ready = self._philox.random_raw(_AT_ONCE).tolist()
+            self._ready = self._words(_AT_ONCE).tolist()
         return self._ready.pop() * bound >> 64
 
     def chance(self, probability: float) -> bool:
@@ -31,5 +36,30 @@ class Draws:
 
     def fractions(self, *shape: int) -> np.ndarray:
         """uint64 of `shape`, uniform below 2^32."""
-        words = self._philox.random_raw(int(np.prod(shape)))
-        return (words >> np.uint64(32)).reshape(shape)
+        return (self._words(math.prod(shape)) >> np.uint64(32)).reshape(shape)
+
+    def _words(self, count: int) -> np.ndarray:
+        """The next whole blocks of words that hold `count`, and of these the first `count`."""
+        philox = _THREAD.philox
+        philox.state = {
+            "bit_generator": "Philox",
+            "state": {"counter": np.array([self._blocks, 0, 0, 0], np.uint64), "key": self._key},
+            "buffer": np.zeros(_BLOCK, np.uint64),
+            "buffer_pos": _BLOCK,
+            "has_uint32": 0,
+            "uinteger": 0,
+        }
+        self._blocks += -(-count // _BLOCK)
+        words: np.ndarray = philox.random_raw(count)
+        return words
+
+
+class _Thread(threading.local):
+    """A generator for each thread: to make one asks the system for entropy, which takes longer
+    than all that is drawn here."""
+
+    def __init__(self) -> None:
+        self.philox = np.random.Philox()
+
+
+_THREAD = _Thread()

@@ -13,6 +13,7 @@ import json
 import math
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import google_crc32c
@@ -262,7 +263,9 @@ def _columns(starts: list[list[int]], shape: Sequence[int], chunk: Index) -> lis
     return list(columns.values())
 
 
+@lru_cache(maxsize=4096)
 def _parts(start: int, size: int, chunk: int) -> list[tuple[int, _Part]]:
+    """The chunks that an axis of a box touches, and where in each it lies."""
     parts = []
     end = start + size
     for place in range(start // chunk, -(-end // chunk)):
