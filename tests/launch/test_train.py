@@ -137,7 +137,8 @@ def test_a_run_leaves_terms_by_name_verified_checkpoints_and_a_model(whole):
 
 def test_a_run_prints_its_progress_and_nothing_else(whole):
     folder, printed = whole
-    first, *lines = printed.stdout.splitlines()
+    model, first, *lines = printed.stdout.splitlines()
+    assert model.startswith("model: 21.3 k parameters ")
     assert first == f"run {folder.root}: starting 2 workers"
     assert [line.split()[:2] for line in lines] == [
         ["step", f"{r['step']}/{STEPS}"] for r in folder.read_metrics()
