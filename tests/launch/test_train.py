@@ -189,7 +189,8 @@ def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint_only(store, w
 
 
 def test_an_error_that_would_come_again_ends_the_run_at_once_and_in_one_line(store, tmp_path):
-    damaged = make_store(tmp_path / "store").path
+    make_store(tmp_path / "store")
+    damaged = tmp_path / "store"
     for shard in (damaged / "volumes").glob("ct-2-1-*/c/*/*/*"):
         content = bytearray(shard.read_bytes())
         content[len(content) // 2] ^= 1
