@@ -59,7 +59,7 @@ class Mixture:
         return self.exact_kl_to_components(mean, log_var).to(self.mean.dtype)
 
     def exact_kl_to_components(self, mean: Tensor, log_var: Tensor) -> Tensor:
-        """As `kl_to_components`, in float64: a softmax over 1e5 nats keeps two digits in float32."""
+        """As `kl_to_components`, in float64: of 1e5 nats a softmax in float32 keeps two digits."""
         mean, log_var = mean.double(), log_var.double()  # once: gradients too cancel in float64
         distance = self._squared_distance(mean, mean.square() + torch.exp(log_var))
         own = (log_var + 1).sum(dim=1, keepdim=True)
