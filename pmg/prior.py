@@ -56,11 +56,15 @@ class Mixture:
 
         mean, log_var: [B, C, *S]. Returns [B, K, *S].
         """
-        log_var = log_var.double()
-        distance = self._squared_distance(mean, mean.double().square() + torch.exp(log_var))
+        return self.exact_kl_to_components(mean, log_var).to(self.mean.dtype)
+
+    def exact_kl_to_components(self, mean: Tensor, log_var: Tensor) -> Tensor:
+        """As `kl_to_components`, in float64: of 1e5 nats a softmax in float32 keeps two digits."""
+        mean, log_var = mean.double(), log_var.double()  # once: gradients too cancel in float64
+        distance = self._squared_distance(mean, mean.square() + torch.exp(log_var))
         own = (log_var + 1).sum(dim=1, keepdim=True)
         constant = _over_components(self.log_var.double().sum(dim=1), mean)
-        return (0.5 * (distance + constant - own)).to(self.mean.dtype)
+        return 0.5 * (distance + constant - own)
 
     def _squared_distance(self, mean: Tensor, second_moment: Tensor) -> Tensor:
         """E sum_c (z_c - mu_kc)^2 / sigma_kc^2 of a z with these moments [B, C, *S]: [B, K, *S].
@@ -143,8 +147,9 @@ def kl_bound(mean: Tensor, log_var: Tensor, prior: Mixture) -> Tensor:
 
     mean, log_var: [B, C, *S]. Returns [B, *S], float32 whatever the inputs' type.
     """
-    scores = _over_components(prior.log_weights, mean) - prior.kl_to_components(mean, log_var)
-    return -torch.logsumexp(scores, dim=1) / mean.shape[1]
+    kl = prior.exact_kl_to_components(mean, log_var)
+    scores = _over_components(prior.log_weights.double(), mean) - kl
+    return (-torch.logsumexp(scores, dim=1) / mean.shape[1]).to(prior.mean.dtype)
 
 
 def kl_monte_carlo(mean: Tensor, log_var: Tensor, prior: Mixture, samples: int = 1) -> Tensor:

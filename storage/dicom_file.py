@@ -333,7 +333,7 @@ def _by_pydicom(path: Path, data: bytes, size: int, before: int) -> DicomFile:
         implicit, little = header.original_encoding
         syntax = UID(header.file_meta.get("TransferSyntaxUID") or _UNCOMPRESSED[implicit, little])
     except Exception as error:  # pydicom 3.0 raises eight classes and more on malformed files
-        raise IngestError(f"{path}: not a readable DICOM file: {error!r}") from error
+        raise IngestError(f"{path}: not a readable DICOM file: {repr(error)[:200]}") from error
     sop_class = str(header.file_meta.get("MediaStorageSOPClassUID") or "")
     bare = DicomFile(path, syntax, sop_class, header)
     return _with_pixels(bare, data, file.tell(), size) if before == _PIXEL_TAGS else bare

@@ -175,7 +175,9 @@ def value_of(path: Path, header: Dataset, keyword: str) -> Any:
     try:
         return header.get(keyword)
     except Exception as error:  # decoding an element is as unpredictable as reading a file
-        raise IngestError(f"{path}: {named(keyword)} cannot be decoded: {error!r}") from error
+        raise IngestError(
+            f"{path}: {named(keyword)} cannot be decoded: {repr(error)[:200]}"
+        ) from error
 
 
 def refuse(
@@ -192,12 +194,13 @@ def refuse(
 
 
 def shown(value: Any) -> str:
-    """The value as DICOM writes it, cut to a length that a message can hold."""
+    """The value as DICOM writes it, printable, and cut to a length that a message can hold."""
     if value is None or value == "":
         return "missing or empty"
     several = isinstance(value, Sequence) and not isinstance(value, str | bytes)
     text = "\\".join(map(str, value)) if several else str(getattr(value, "name", value))
-    return text if len(text) <= 100 else f"{text[:100]}..."
+    text = text if len(text) <= 100 else f"{text[:100]}..."
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def named(keyword: str) -> str:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from struct import unpack, unpack_from
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-import gdcm
+import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.encaps import encapsulate
-from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import (
     HTJ2K,
     JPEG2000,
@@ -34,18 +32,23 @@ from storage.errors import IngestError
 
 __all__ = ["require_image", "require_pixels", "stored_frames"]
 
-_JPEG = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1)
 
-# Which of pydicom's plug-ins decodes what: those that are fastest here and hold the standard.
-_PLUGINS = {
-    RLELossless: "pylibjpeg",
-    JPEGLSLossless: "pyjpegls",
-    JPEGLSNearLossless: "pyjpegls",
-    JPEG2000Lossless: "pylibjpeg",
-    JPEG2000: "pylibjpeg",
-    HTJ2KLossless: "pylibjpeg",
-    HTJ2KLosslessRPCL: "pylibjpeg",
-    HTJ2K: "pylibjpeg",
+def _jpeg_2000(frame: bytes) -> NDArray[np.integer]:
+    return imagecodecs.jpeg2k_decode(frame, numthreads=1)
+
+
+_DECODERS: dict[UID, Callable[[bytes], NDArray[np.integer]]] = {
+    JPEGBaseline8Bit: imagecodecs.jpeg8_decode,
+    JPEGExtended12Bit: imagecodecs.jpeg8_decode,
+    JPEGLossless: imagecodecs.jpeg8_decode,
+    JPEGLosslessSV1: imagecodecs.jpeg8_decode,
+    JPEGLSLossless: imagecodecs.jpegls_decode,
+    JPEGLSNearLossless: imagecodecs.jpegls_decode,
+    JPEG2000Lossless: _jpeg_2000,
+    JPEG2000: _jpeg_2000,
+    HTJ2KLossless: _jpeg_2000,
+    HTJ2KLosslessRPCL: _jpeg_2000,
+    HTJ2K: _jpeg_2000,
 }
 
 # What one file may hold: 1 GiB as int16.
@@ -65,7 +68,7 @@ def require_image(dicom: DicomFile) -> None:
             f"{there} are there; expected a whole file (was it cut off while it was copied?)"
         )
     known = not dicom.syntax.is_private and dicom.syntax.is_transfer_syntax
-    if not known or (_encapsulated(dicom) and dicom.syntax not in (*_JPEG, *_PLUGINS)):
+    if not known or (_encapsulated(dicom) and dicom.syntax not in (RLELossless, *_DECODERS)):
         raise IngestError(
             f"{dicom.path}: {named('TransferSyntaxUID')} is {dicom.syntax.name}; expected native "
             "pixels, RLE, JPEG, JPEG-LS, JPEG 2000 or HTJ2K"
@@ -130,88 +133,36 @@ def _native(
 
 def _decoded(dicom: DicomFile, image: Image, frame: bytes, number: int) -> NDArray[np.integer]:
     syntax = dicom.syntax
-    if syntax in _PLUGINS and syntax not in (RLELossless, JPEGLSLossless, JPEGLSNearLossless):
+    if _DECODERS.get(syntax) is _jpeg_2000:
         frame = bare_codestream(frame)
     try:
         bits = precision(frame, syntax, image.rows, image.columns, image.bits_allocated)
-        raw = (
-            _by_gdcm(frame, syntax, image, bits)
-            if syntax in _JPEG
-            else _by_pydicom(frame, syntax, image)
-        )
-    except (IngestError, MemoryError):
+        raw = _by_runs(frame, image) if syntax == RLELossless else _DECODERS[syntax](frame)
+        if raw.shape != (image.rows, image.columns) or raw.dtype.kind not in "iu":
+            raise ValueError(f"gives {raw.dtype} of shape {raw.shape}")
+    except MemoryError:
         raise
     except Exception as error:  # every decoder has exceptions of its own
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split())[:200]
         raise IngestError(
             f"{dicom.path}: {_PIXELS} in transfer syntax {syntax} cannot be decoded: frame "
             f"{number} {reason}"
         ) from error
-    if raw.shape != (image.rows, image.columns):
-        raise IngestError(
-            f"{dicom.path}: {_PIXELS} decodes to shape {raw.shape}; expected "
-            f"{(image.rows, image.columns)}"
-        )
-    return raw
+    size = image.bits_allocated // 8
+    if image.signed and raw.dtype.kind == "u":  # a code without signs holds two's complement
+        unused = 8 * raw.dtype.itemsize - bits
+        raw = (raw.view(f"i{raw.dtype.itemsize}") << unused) >> unused
+    return raw.astype(f"{'i' if image.signed else 'u'}{size}", copy=False)
 
 
-def _by_pydicom(frame: bytes, syntax: UID, image: Image) -> NDArray[np.integer]:
-    facts: dict[str, Any] = {
-        "rows": image.rows,
-        "columns": image.columns,
-        "number_of_frames": 1,
-        "samples_per_pixel": 1,
-        "bits_allocated": image.bits_allocated,
-        "bits_stored": image.bits_stored,
-        "photometric_interpretation": image.photometric,
-        "pixel_representation": int(image.signed),
-        "pixel_keyword": "PixelData",
-        "correct_unused_bits": False,
-    }
-    try:
-        raw, _ = get_decoder(syntax).as_array(
-            encapsulate([frame], has_bot=False),
-            index=0,
-            raw=True,
-            decoding_plugin=_PLUGINS[syntax],
-            **facts,
-        )
-    except BaseException as error:
-        # pylibjpeg-rle 2.2 is Rust, whose panics are no Exception: here, runs beyond the image.
-        if type(error).__name__ == "PanicException":
-            raise ValueError(f"makes its decoder panic ({error})") from None
-        raise
-    return raw
-
-
-def _by_gdcm(frame: bytes, syntax: UID, image: Image, bits: int) -> NDArray[np.integer]:
-    """JPEG of all processes; pydicom 3.0 calls GDCM too, but not for 12 bits with loss."""
-    fragment = gdcm.Fragment()
-    fragment.SetByteStringValue(frame)
-    fragments = gdcm.SequenceOfFragments.New()
-    fragments.AddFragment(fragment)
-    element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
-    element.SetValue(fragments.__ref__())
-
-    picture = gdcm.Image()
-    picture.SetNumberOfDimensions(2)
-    picture.SetDimensions((image.columns, image.rows, 1))
-    picture.SetDataElement(element)
-    kind = gdcm.PhotometricInterpretation.GetPIType(image.photometric)
-    picture.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(kind))
-    picture.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType(str(syntax))))
-    container = 8 if bits <= 8 else 16
-    signed = int(image.signed)
-    picture.SetPixelFormat(gdcm.PixelFormat(1, container, bits, bits - 1, signed))
-    # GDCM gives its bytes as a string with surrogates.
-    data = picture.GetBuffer().encode("utf-8", "surrogateescape")
-    dtype = np.dtype(f"u{container // 8}")
+def _by_runs(frame: bytes, image: Image) -> NDArray[np.integer]:
+    """RLE: the decoder stops where the image is full."""
+    dtype = np.dtype(f"<u{image.bits_allocated // 8}")
     expected = image.rows * image.columns * dtype.itemsize
+    data = imagecodecs.dicomrle_decode(frame, dtype, out=bytearray(expected))
     if len(data) != expected:
-        raise ValueError(f"gives {len(data)} bytes; expected {expected}")
-    raw = np.frombuffer(data, dtype).reshape(image.rows, image.columns)
-    whole = raw.astype(f"u{image.bits_allocated // 8}")
-    return whole.view(f"i{image.bits_allocated // 8}") if image.signed else whole
+        raise ValueError(f"has runs for {len(data)} bytes; expected {expected}")
+    return np.frombuffer(data, dtype).reshape(image.rows, image.columns)
 
 
 def _encoded_frames(dicom: DicomFile, frames: int, file: BinaryIO) -> Iterator[bytes]:

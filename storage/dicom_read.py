@@ -9,12 +9,13 @@ from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.config import IGNORE
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, CTImageStorage
 
 from storage.bounds import reading
 from storage.dicom_file import DicomFile, read_file
-from storage.dicom_header import IMAGE_TAGS, Image, image_of, position_of, raw_uid, raw_value
+from storage.dicom_header import IMAGE_TAGS, Image, image_of, position_of, raw_uid, raw_value, shown
 from storage.dicom_pixels import require_image, require_pixels, stored_frames
 from storage.enhanced import MULTI_FRAME, frame_headers
 from storage.errors import GeometryError, IngestError
@@ -38,8 +39,8 @@ def series_uid(path: Path) -> str:
         dicom = read_file(path, before=_AFTER_SERIES_UID)
     storage = raw_uid(dicom.header, 0x00080016) or dicom.sop_class
     if storage not in (CTImageStorage, *MULTI_FRAME):
-        name = UID(storage).name or "missing"
-        raise IngestError(f"SOPClassUID (0008,0016) is {name}; expected CT Image Storage")
+        name = UID(storage, validation_mode=IGNORE).name
+        raise IngestError(f"SOPClassUID (0008,0016) is {shown(name)}; expected CT Image Storage")
     uid = raw_uid(dicom.header, 0x0020000E)
     if not uid:
         raise IngestError("SeriesInstanceUID (0020,000E) is missing or empty")

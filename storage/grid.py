@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from .errors import GeometryError
+from .separable import axis_between, resampled
 from .volume import Volume
 
 __all__ = [
@@ -33,6 +34,10 @@ _CANONICAL = np.eye(3)[:, ::-1]
 # How far two grids' corners may lie apart to be called one grid: a tenth of what a round trip may
 # move a voxel, and far above what 16 characters of a decimal string round away.
 _SAME_GRID_MM = 1e-3
+
+# How far a voxel may come to lie beside its place when axes that are all but parallel are taken to
+# be parallel.
+_STRAIGHT_VOXELS = 0.01
 
 # Cosine between two axes of a grid above which it counts as sheared: half a degree of gantry tilt
 # gives 9e-3, orientations rounded to four digits 2e-4.
@@ -117,7 +122,21 @@ def resample(volume: Volume, spacing_mm: tuple[float, float, float]) -> Volume:
     affine[:3, :3] = _CANONICAL * target
     affine[:3, 3] = (low + high) / 2 - affine[:3, :3] @ ((shape - 1) / 2)
 
-    smooth = _smoothed(source, antialiasing_mm(source, spacing_mm))
+    sigma_mm = antialiasing_mm(source, spacing_mm)
+    to_source = np.linalg.inv(source.affine) @ affine  # voxel to voxel
+    turned = np.abs(to_source[:3, :3] - np.diag(np.diag(to_source))[:3, :3]) @ shape
+    if turned.max() <= _STRAIGHT_VOXELS:
+        axes = [
+            axis_between(
+                source.shape[axis],
+                to_source[axis, axis] * np.arange(shape[axis]) + to_source[axis, 3],
+                sigma_mm[axis] / source.spacing_mm[axis],
+            )
+            for axis in range(3)
+        ]
+        return Volume(resampled(source.hu, axes, AIR_HU), affine)
+
+    smooth = _smoothed(source, sigma_mm)
     if not aligned:  # so that the outermost voxels keep their HU up to their faces
         seen = _seen_mm(source, target)
         smooth = _edge_padded(smooth, np.ceil(seen / source.spacing_mm).astype(int))

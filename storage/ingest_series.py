@@ -188,7 +188,7 @@ def without_names(reason: str, job: Job, names: Pseudonyms, *, read_headers: boo
 
     read_headers: look for names in the files' headers, which is for a bounded process only.
     """
-    private = {job.entry.patient or "", *job.entry.base.parts}
+    private = {job.entry.patient or "", job.entry.series or "", *job.entry.base.parts}
     is_nifti = job.source is not None and job.source.kind == "nifti"
     for path in job.files:
         private.update(Path(place_of(path, job.entry)).parts)

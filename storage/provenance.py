@@ -22,8 +22,7 @@ Step = dict[str, Any]
 
 _LETTERS = (("R", "L"), ("A", "P"), ("I", "S"))  # to which LPS axes lead, against and along them
 _LIBRARIES = """
-    pmg numpy pydicom python-gdcm pylibjpeg pylibjpeg-openjpeg pyjpegls nibabel scipy simpleitk zarr
-    numcodecs
+    pmg numpy pydicom imagecodecs nibabel scipy simpleitk zarr numcodecs
 """
 
 

@@ -37,6 +37,7 @@ Spacing = tuple[float, float, float]
 
 _ROOT, _VOLUMES = "zarr.json", "volumes/zarr.json"
 _THREADS = 2  # beside the one that stages a volume
+_CHUNKS_AT_ONCE = 8  # one above the other, that are read back together
 # What the smallest chunk takes: its entry in the shard's index, Blosc's header, the checksum.
 _CHUNK_BYTES = 16 + 16 + 4
 
@@ -363,7 +364,7 @@ def _require_same(
     """Raises StoreCorrupt unless the array reads back as these voxels."""
     array = ShardedArray(place, array_path, place.read(f"{array_path}/zarr.json"), hu.shape)
     layout = layout_of(hu.shape, origin)
-    height = layout.chunk[0]  # by whole chunks, so that each is decoded once
+    height = _CHUNKS_AT_ONCE * layout.chunk[0]  # whole chunks, so that each is decoded once
     ends = [*range(height - layout.lead[0], len(hu), height), len(hu)]
 
     def same(start: int, end: int) -> bool:

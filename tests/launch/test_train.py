@@ -137,7 +137,8 @@ def test_a_run_leaves_terms_by_name_verified_checkpoints_and_a_model(whole):
 
 def test_a_run_prints_its_progress_and_nothing_else(whole):
     folder, printed = whole
-    first, *lines = printed.stdout.splitlines()
+    model, first, *lines = printed.stdout.splitlines()
+    assert model.startswith("model: 21.3 k parameters ")
     assert first == f"run {folder.root}: starting 2 workers"
     assert [line.split()[:2] for line in lines] == [
         ["step", f"{r['step']}/{STEPS}"] for r in folder.read_metrics()
@@ -188,7 +189,8 @@ def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint_only(store, w
 
 
 def test_an_error_that_would_come_again_ends_the_run_at_once_and_in_one_line(store, tmp_path):
-    damaged = make_store(tmp_path / "store").path
+    make_store(tmp_path / "store")
+    damaged = tmp_path / "store"
     for shard in (damaged / "volumes").glob("ct-2-1-*/c/*/*/*"):
         content = bytearray(shard.read_bytes())
         content[len(content) // 2] ^= 1

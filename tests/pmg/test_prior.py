@@ -290,7 +290,6 @@ def test_float32_figures_and_gradients_are_those_of_float64_at_the_smallest_vari
     bound = -torch.logsumexp(prior.log_weights[:, None] - expected, dim=1).sum() / channels
     gradients = torch.autograd.grad(kl_bound(*leaves[:2], mixture).sum(), leaves)
     for ours, theirs in zip(gradients, torch.autograd.grad(bound, exact), strict=True):
-        # Responsibilities are a softmax over nats, of which float32 has 7 digits.
         scale = theirs.abs().max().item()
         torch.testing.assert_close(ours, theirs.float(), rtol=1e-4, atol=1e-4 * scale + 1e-6)
 

@@ -17,7 +17,14 @@ from pathlib import Path
 import numpy as np
 import pydicom
 from make_enhanced import enhanced, save
-from make_series import a_series, a_volume, compress_by_gdcm, edit, stored_as
+from make_series import (
+    a_series,
+    a_volume,
+    as_jpeg_of_twelve_bits,
+    compress_by_gdcm,
+    edit,
+    stored_as,
+)
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -53,6 +60,11 @@ def by_gdcm(name):
     return change
 
 
+def jpeg_of_twelve_bits(file):
+    edit(file, stored_as(np.uint16, intercept=-1024, bits_stored=12))
+    edit(file, as_jpeg_of_twelve_bits)
+
+
 SINGLE = {
     "explicit": lambda file: None,
     "implicit": encoded(ImplicitVRLittleEndian),
@@ -62,7 +74,7 @@ SINGLE = {
     "jpeg-ls": encoded(JPEGLSLossless),
     "jpeg 2000": encoded(JPEG2000Lossless),
     "jpeg lossless": by_gdcm("JPEGLosslessProcess14_1"),
-    "jpeg lossy": by_gdcm("JPEGExtendedProcess2_4"),
+    "jpeg lossy": jpeg_of_twelve_bits,
 }
 MULTI = {"enhanced": None, "enhanced rle": RLELossless, "enhanced jpeg 2000": JPEG2000Lossless}
 

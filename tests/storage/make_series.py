@@ -1,11 +1,12 @@
 """CT series for tests, and changes to their files."""
 
 import gdcm
+import imagecodecs
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
-from pydicom.uid import generate_uid
+from pydicom.uid import JPEGExtended12Bit, generate_uid
 
 from storage.dicom_write import write_series
 from storage.volume import Volume
@@ -95,3 +96,9 @@ def with_frames(frames, syntax, **keywords):
         dataset.file_meta.TransferSyntaxUID = syntax
 
     return change
+
+
+def as_jpeg_of_twelve_bits(dataset):
+    """JPEG extended, with loss: GDCM's own encoder writes frames of 16 bits, which are none."""
+    frame = imagecodecs.jpeg8_encode(dataset.pixel_array, level=95, bitspersample=12)
+    with_frames([frame], JPEGExtended12Bit)(dataset)

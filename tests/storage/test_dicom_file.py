@@ -147,7 +147,8 @@ def test_the_walk_finds_what_pydicom_finds_in_every_header(files):
     item = Dataset()
     item.CodeValue = "1"
     for index, file in enumerate(files):
-        edit(file, setting(ProcedureCodeSequence=[item, item], PatientComments="x" * 70_000))
+        edit(file, setting(ProcedureCodeSequence=[item, item]))
+        edit(file, setting(PatientComments="x" * 40_000, AdditionalPatientHistory="y" * 40_000))
         if index % 2:
             dataset = pydicom.dcmread(file)
             dataset["ProcedureCodeSequence"].is_undefined_length = True

@@ -4,7 +4,6 @@ import base64
 import tracemalloc
 
 import numpy as np
-import pydicom
 import pytest
 import SimpleITK as sitk
 from make_enhanced import enhanced, save
@@ -13,6 +12,7 @@ from make_series import (
     ROWS,
     a_series,
     a_volume,
+    as_jpeg_of_twelve_bits,
     compress_by_gdcm,
     edit,
     setting,
@@ -114,8 +114,7 @@ def test_lossy_jpeg_of_twelve_bits_is_decoded_as_simpleitk_decodes_it(volume, tm
     files = a_series(volume, tmp_path / "series")
     for file in files:
         edit(file, stored_as(np.uint16, intercept=-1024, bits_stored=12))
-        compress_by_gdcm(file, "JPEGExtendedProcess2_4")
-        assert pydicom.dcmread(file).file_meta.TransferSyntaxUID.endswith(".4.51")
+        edit(file, as_jpeg_of_twelve_bits)
     result = read_series(files)[0].hu
     np.testing.assert_array_equal(result, by_simpleitk(files))
     assert np.abs(result - volume.hu).max() < 30
@@ -128,7 +127,8 @@ def test_lossy_jpeg_of_eight_bits_is_decoded_as_simpleitk_decodes_it(volume, tmp
         edit(file, stored_as(np.uint8, intercept=-100, bits_stored=8))
         compress_by_gdcm(file, "JPEGBaselineProcess1")
     result = read_series(files)[0].hu
-    np.testing.assert_array_equal(result, by_simpleitk(files))
+    # The inverse cosine transform is not specified to the last bit.
+    np.testing.assert_allclose(result, by_simpleitk(files), atol=1)
     assert np.abs(result - volume.hu).max() < 8
 
 
@@ -245,7 +245,7 @@ LYING = {
     "JPEG of another process": (
         "JPEGLosslessProcess14_1",
         replaced(b"\xff\xc3\0\x0b", b"\xff\xc2\0\x0b"),
-        "another process",
+        "process FFC2",
     ),
     "JPEG-LS of another size": (
         "JPEGLSLossless",
@@ -262,8 +262,8 @@ LYING = {
         setting(Rows=ROWS - 1),
         "36 x 40 pixels.*expected 35 x 40",
     ),
-    "fewer RLE rows than there are": ("RLELossless", setting(Rows=ROWS - 1), "expected 1400"),
-    "more RLE rows than there are": ("RLELossless", setting(Rows=ROWS + 1), "expected 1480"),
+    "fewer RLE rows than there are": ("RLELossless", setting(Rows=ROWS - 1), "OUTPUT_TOO_SMALL"),
+    "more RLE rows than there are": ("RLELossless", setting(Rows=ROWS + 1), "expected 2960"),
     "a syntax of several components": (
         "JPEG2000Lossless",
         lambda ds: setattr(ds.file_meta, "TransferSyntaxUID", JPEG2000MC),

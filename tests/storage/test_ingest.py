@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -213,6 +215,219 @@ class TestAgain:
         run(cohort, tmp_path / "s")
         with pytest.raises(StoreError, match="not the one"):
             run(cohort, tmp_path / "s", key_path=tmp_path / "other")
+
+
+class TestUnread:
+    """What sizes and times say is unchanged is not opened."""
+
+    def test_a_second_ingest_opens_no_file_of_a_whole_series(
+        self, cohort: Path, tmp_path: Path
+    ) -> None:
+        run(cohort, tmp_path / "s")
+        contents = {}
+        for path in sorted((cohort.parent / "ct1").iterdir()):
+            contents[path] = path.stat()
+            path.chmod(0)
+            os.utime(path, ns=(contents[path].st_atime_ns, contents[path].st_mtime_ns))
+        told: list[Step] = []
+        # chmod changed the files' ctime: they must be read, and cannot be by whoever is not root.
+        report = run(cohort, tmp_path / "s", progress=told.append)
+        assert told[-1].scanned == SHAPE[0]
+        if os.geteuid() == 0:
+            assert verdicts(report) == {"skipped": 4}
+        again: list[Step] = []
+        run(cohort, tmp_path / "s", progress=again.append)
+        if os.geteuid() == 0:
+            assert again[-1].scanned == 0
+            assert all(step.report.worker == -1 for step in again if step.report)
+
+    def test_the_same_size_and_time_do_not_hide_a_change(
+        self, cohort: Path, tmp_path: Path
+    ) -> None:
+        first = run(cohort, tmp_path / "s")
+        path = cohort.parent / "ct1" / "slice_003.dcm"
+        before = path.stat()
+        data = bytearray(path.read_bytes())
+        data[-40] ^= 1
+        path.write_bytes(data)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert path.stat().st_size == before.st_size
+        report = run(cohort, tmp_path / "s")
+        assert [one.verdict for one in report.series] == ["ingested"] + ["skipped"] * 3
+        assert report.series[0].series == first.series[0].series
+
+    def test_files_that_come_to_a_series_from_another_folder_are_seen(
+        self, cohort: Path, tmp_path: Path
+    ) -> None:
+        root = cohort.parent
+        options: dict[str, Any] = {"domain": 1, "phase": "a"}
+        first = run_below(root, tmp_path / "s", **options)
+        (root / "more").mkdir()
+        shutil.copy(root / "ct1" / "slice_003.dcm", root / "more" / "copy.dcm")
+        second = run_below(root, tmp_path / "s", **options)
+        changed = next(one for one in second.series if one.verdict != "skipped")
+        assert changed.verdict == "refused"
+        assert changed.files == SHAPE[0] + 1
+        assert changed.series in {one.series for one in first.series}
+        assert changed.series not in digests(tmp_path / "s")
+        shutil.rmtree(root / "more")
+        run_below(root, tmp_path / "s", **options)
+        assert changed.series in digests(tmp_path / "s")
+
+    def test_two_series_in_one_folder_are_skipped_too(self, tmp_path: Path) -> None:
+        for number in (1, 2):
+            write_dicom(tmp_path / str(number), body_hu(SHAPE, number))
+        both = tmp_path / "in"
+        both.mkdir()
+        for path in tmp_path.glob("[12]/*.dcm"):
+            path.rename(both / f"{path.parent.name}-{path.name}")
+        options: dict[str, Any] = {"domain": 1, "phase": "a"}
+        assert verdicts(run_below(both, tmp_path / "s", **options)) == {"ingested": 2}
+        report = run_below(both, tmp_path / "s", **options)
+        assert verdicts(report) == {"skipped": 2}
+        assert {one.worker for one in report.series} == {-1}
+
+
+class TestLabels:
+    def test_a_line_may_mean_one_series_of_a_folder(self, cohort: Path, tmp_path: Path) -> None:
+        uids = []
+        for name in ("ct1", "ct2"):
+            path = cohort.parent / name / "slice_000.dcm"
+            uids.append(str(pydicom.dcmread(path).SeriesInstanceUID))
+        manifest = cohort.parent / "m.csv"
+        with manifest.open("w", newline="") as file:
+            lines = [(".", 1, "a", uids[0]), (".", 2, "b", uids[1]), (".", 2, "b", "1.2.3")]
+            csv.writer(file).writerows([("path", "domain", "phase", "series"), *lines])
+        report = run(manifest, tmp_path / "s")
+        assert [one.verdict for one in report.series] == ["ingested", "ingested", "refused"]
+        assert "holds no DICOM series 1.2.3" in report.series[2].reason
+        assert "1.2.3" not in report.series[2].stored_reason
+        assert [one.domain for one in report.series] == [1, 2, 2]
+        assert verdicts(run(manifest, tmp_path / "s")) == {"skipped": 2, "refused": 1}
+
+    def test_rules_give_each_series_its_label(self, cohort: Path, tmp_path: Path) -> None:
+        rules = tmp_path / "rules.yaml"
+        rules.write_text(
+            "- {domain: 1, phase: native, when: {PatientID: P1}}\n"
+            "- {domain: 2, phase: late, when: {PatientID: P2}}\n"
+        )
+        root = cohort.parent
+        write_dicom(root / "ct3", body_hu(SHAPE, 3), patient="P3")
+        report = run_below(root, tmp_path / "s", rules=rules)
+        assert verdicts(report) == {"ingested": 2, "refused": 3}
+        by_phase = {one.phase: one.domain for one in report.series if one.verdict == "ingested"}
+        assert by_phase == {"native": 1, "late": 2}
+        again = run_below(root, tmp_path / "s", rules=rules)
+        assert {one.phase for one in again.series if one.verdict == "skipped"} == set(by_phase)
+        rules.write_text(rules.read_text().replace("P3", "P9").replace("late", "portal"))
+        assert verdicts(run_below(root, tmp_path / "s", rules=rules))["ingested"] == 1
+        with pytest.raises(IngestError, match="expected one of them"):
+            run_below(root, tmp_path / "s", rules=rules, domain=1)
+
+
+class TestMasks:
+    def write_mask(self, path: Path, labels: np.ndarray, affine: np.ndarray) -> None:
+        nib.save(nib.Nifti1Image(labels.astype(np.uint8).T, affine), path)
+
+    def manifest(self, cohort: Path, mask: str) -> Path:
+        manifest = cohort.parent / "m.csv"
+        with manifest.open("w", newline="") as file:
+            lines = [("late/1.nii.gz", 2, "a", mask), ("late/2.nii.gz", 2, "a", "")]
+            csv.writer(file).writerows([("path", "domain", "phase", "mask"), *lines])
+        return manifest
+
+    @pytest.mark.parametrize("spacing_mm", [None, (4.0, 2.0, 2.0)])
+    def test_a_mask_marks_the_cells_that_it_touches(
+        self, cohort: Path, tmp_path: Path, spacing_mm: tuple[float, float, float] | None
+    ) -> None:
+        image = nib.load(cohort.parent / "late" / "1.nii.gz")
+        labels = np.zeros(SHAPE)
+        labels[8:11, 20:24, 30:33] = 3
+        self.write_mask(cohort.parent / "calcium.nii.gz", labels, image.affine)
+        report = run(self.manifest(cohort, "calcium.nii.gz"), tmp_path / "s", spacing_mm=spacing_mm)
+        store = Store.open(tmp_path / "s")
+        row, without = (store.row(one.series) for one in report.series)
+        assert without.mask_cells == b""
+        bits = np.unpackbits(np.frombuffer(row.mask_cells, np.uint8), bitorder="little")
+        cells = np.argwhere(bits[: np.prod(row.cells_grid)].reshape(row.cells_grid))
+        # The marked voxels' bounds in the patient, against those of the marked cells.
+        affine = np.reshape(row.affine, (4, 4))
+        ends = [cells.min(axis=0), cells.max(axis=0) + 1] * np.array(row.cell_shape) - 0.5
+        found = np.sort([(affine @ (*end, 1))[:3] for end in ends], axis=0)
+        x, y, z = (30, 33), (20, 24), (8, 11)
+        corners = [image.affine @ (i - 0.5, j - 0.5, k - 0.5, 1) for i in x for j in y for k in z]
+        marked = np.array(corners)[:, :3] * (-1, -1, 1)
+        near = np.array(row.spacing_mm[::-1]) / 2 + 0.01  # a nearest neighbour is half a voxel off
+        slack = np.array(row.cell_shape[::-1]) * row.spacing_mm[::-1]
+        assert (found[0] <= marked.min(axis=0) + near).all()
+        assert (found[1] >= marked.max(axis=0) - near).all()
+        assert (found[0] >= marked.min(axis=0) - slack - near).all()
+        assert (found[1] <= marked.max(axis=0) + slack + near).all()
+
+    def test_another_mask_is_a_change(self, cohort: Path, tmp_path: Path) -> None:
+        affine = nib.load(cohort.parent / "late" / "1.nii.gz").affine
+        manifest = self.manifest(cohort, "calcium.nii.gz")
+        for verdict in ("ingested", "skipped"):
+            if verdict == "ingested":
+                self.write_mask(cohort.parent / "calcium.nii.gz", np.ones(SHAPE), affine)
+            assert run(manifest, tmp_path / "s").series[0].verdict == verdict
+        labels = np.zeros(SHAPE)
+        labels[3, 20, 20] = 1
+        self.write_mask(cohort.parent / "calcium.nii.gz", labels, affine)
+        assert run(manifest, tmp_path / "s").series[0].verdict == "ingested"
+
+    def test_a_mask_that_does_not_lie_on_its_series_is_refused(
+        self, cohort: Path, tmp_path: Path
+    ) -> None:
+        affine = nib.load(cohort.parent / "late" / "1.nii.gz").affine.copy()
+        affine[2, 3] += 1.5
+        self.write_mask(cohort.parent / "calcium.nii.gz", np.ones(SHAPE), affine)
+        report = run(self.manifest(cohort, "calcium.nii.gz"), tmp_path / "s")
+        assert [one.verdict for one in report.series] == ["refused", "ingested"]
+        assert "calcium.nii.gz: has shape (14, 48, 56)" in report.series[0].reason
+        assert "calcium" not in report.series[0].stored_reason
+        report = run(self.manifest(cohort, "absent.nii.gz"), tmp_path / "s")
+        assert "absent.nii.gz: cannot be read" in report.series[0].reason
+        manifest = write_manifest(cohort.parent / "late.csv", ("late", "2", "a"))
+        manifest.write_text("path,domain,phase,mask\nlate,2,a,calcium.nii.gz\n")
+        report = run(manifest, tmp_path / "s")
+        assert verdicts(report) == {"refused": 2}
+        assert "expected one for a mask" in report.series[0].reason
+
+
+class TestProvenance:
+    def test_every_step_is_told_with_its_numbers(self, cohort: Path, tmp_path: Path) -> None:
+        run(cohort, tmp_path / "s", spacing_mm=(4.0, 2.0, 2.0))
+        rows = {row.phase: json.loads(row.provenance) for row in Store.open(tmp_path / "s").rows}
+        dicom, nifti = rows["non-contrast"], rows["portal venous"]
+        steps = {step["step"]: step for step in dicom["steps"]}
+        assert list(steps) == [
+            "rescale to HU",
+            "reorder axes",
+            "resample",
+            "round",
+            "mark the body",
+            "place the frame",
+        ]
+        assert steps["rescale to HU"]["first_slice"] == {"slope": 1.0, "intercept": -24.0}
+        assert (steps["reorder axes"]["from"], steps["reorder axes"]["to"]) == ("SPL", "SPL")
+        resampled = steps["resample"]
+        np.testing.assert_allclose(resampled["from_mm"], (3, 1.5, 1.25))
+        np.testing.assert_allclose(resampled["to_mm"], (4, 2, 2))
+        # The Gaussian whose full width at half maximum makes a voxel as wide as the new one.
+        widths = np.sqrt(np.subtract(np.square((4, 2, 2)), np.square((3, 1.5, 1.25))))
+        np.testing.assert_allclose(resampled["antialiasing_sigma_mm"], widths / 2.35482, rtol=1e-5)
+        assert dicom["source"]["shape"] == list(SHAPE)
+        assert dicom["source"]["files"] == SHAPE[0]
+        assert set(dicom["versions"]) >= {"pydicom", "simpleitk", "scipy", "zarr", "pmg"}
+        assert nifti["steps"][0]["rule"] == "scl_slope and scl_inter of the file"
+        assert nifti["steps"][1]["from"] == "SPL"
+
+    def test_padding_is_told(self, tmp_path: Path) -> None:
+        write_dicom(tmp_path / "in", body_hu(SHAPE, 1), PixelPaddingValue=-2000)
+        run_below(tmp_path / "in", tmp_path / "s", domain=1)
+        steps = json.loads(Store.open(tmp_path / "s").rows[0].provenance)["steps"]
+        assert {"step": "replace padding", "stored": [-2000.0], "hu": -1024.0} in steps
 
 
 class TestRefusals:

@@ -76,7 +76,7 @@ def undisturbed(cohort: Path, store: Path) -> tuple[float, float]:
     """Seconds until the workers of an ingest work, and that they work."""
     started = time.monotonic()
     victim = start(cohort, store, method="fork")
-    victim.wait_until_it_works()
+    victim.wait_until(0)
     begun = time.monotonic()
     victim.process.join()
     return begun - started, time.monotonic() - begun
@@ -99,8 +99,8 @@ class TestKills:
             if number % 10 < 2:
                 time.sleep(rng.uniform(0, start_s))
             else:
-                victim.wait_until_it_works()
-                time.sleep(rng.uniform(0, work_s))
+                victim.wait_until(int(rng.integers(0, 8)))
+                time.sleep(rng.uniform(0, work_s / 8))
             kill_group(victim.process)
             there = {}
             if (store / "zarr.json").exists():
@@ -130,7 +130,7 @@ class TestKills:
 
     def test_workers_end_with_a_killed_parent(self, cohort: Path, tmp_path: Path) -> None:
         victim = start(cohort, tmp_path / "s", commit_every_s=10.0)
-        victim.wait_until_it_works()
+        victim.wait_until(0)
         process = victim.process
         process.kill()
         process.join()

@@ -23,10 +23,11 @@ class Victim:
     process: Any
     pipe: Connection
 
-    def wait_until_it_works(self) -> None:
-        """Its workers have begun; or it has ended, having had nothing for them to do."""
+    def wait_until(self, series: int) -> None:
+        """Until its workers have read headers, and so many series are done; or until it ends."""
         with suppress(EOFError):
-            self.pipe.recv()
+            while self.pipe.recv() < series:
+                pass
 
 
 def start(
@@ -53,14 +54,7 @@ def _victim(
     os.setsid()
     module._COMMIT_EVERY_S = commit_every_s
     workers._CONTEXT = multiprocessing.get_context(method)  # type: ignore[assignment]
-    told: list[Step] = []
-
-    def tell(step: Step) -> None:
-        if not told:
-            pipe.send("headers are read")
-        told.append(step)
-
-    run(cohort, store, progress=tell)
+    run(cohort, store, progress=lambda step: pipe.send(step.series))
 
 
 def run(
