@@ -90,7 +90,7 @@ class DataConfig(_Section):
         16, description="patches taken from each part of a volume that is read; more read less"
     )
     amplification: Annotated[float, Field(ge=0.1, le=100)] = Field(
-        1.0, description="voxels decoded for each one delivered; more spread a visit's patches"
+        1.3, description="voxels decoded for each one delivered; more spread a visit's patches"
     )
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="share of the patients that no training step sees"

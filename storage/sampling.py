@@ -89,7 +89,7 @@ class PairSampler:
         mask_fraction: float = 0.0,
         pool: int = 64,
         patches_per_visit: int = 16,
-        amplification: float = 1.0,
+        amplification: float = 1.3,
     ) -> None:
         if not 0 <= seed < 2**64:
             raise ValueError(f"seed is {seed}; expected 0 to 2^64 - 1")

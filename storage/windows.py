@@ -20,17 +20,17 @@ from storage.layout import CHUNK, Index
 
 __all__ = ["spread", "window_around", "window_for"]
 
-_SLACK = 1.25
+_SLACK = 1.1
 
 
 def window_for(
     patch_shape: Index, volume_shape: Sequence[int], patches_per_visit: int, amplification: float
 ) -> Index:
     """Voxels of the windows in a volume of `volume_shape`: of those that decode `amplification`
-    voxels or up to a quarter more for each that they deliver, the one in which two patches of a
+    voxels or up to a tenth more for each that they deliver, the one in which two patches of a
     visit overlap least.
 
-    Where even the smallest decodes more (single slices of thick chunks), that quarter is counted
+    Where even the smallest decodes more (single slices of thick chunks), that tenth is counted
     from the least possible. Windows are made of halves of chunks.
     """
     axes = [
