@@ -53,7 +53,7 @@ def parameters(training: Training) -> dict[str, torch.Tensor]:
     modules = {
         "translator": training.translator.module,
         "critic": training.critic.module,
-        "averaged": training.averaged.module,
+        "averaged": training.averaged,
     }
     return {
         f"{which}.{name}": value.detach().clone()
