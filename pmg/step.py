@@ -201,14 +201,15 @@ def train_step(
     terms = {name: torch.stack([m[name] for m in measured]).mean(dim=0) for name in measured[0]}
     own = torch.stack([t.float() for t in terms.values()])
     wrong = ~torch.isfinite(own).all()
-    flags = torch.stack([wrong, translator.fault() | critic.fault()])
-    wrong, fault = translator.anywhere(flags).unbind()
+    own_fault = translator.fault() | critic.fault()
+    wrong, fault = translator.anywhere(torch.stack([wrong, own_fault])).unbind()
     skip = torch.maximum(wrong, fault)
     # In fp16 gradients overflow now and then, which halves the scale and is no defect.
     counted = torch.maximum(wrong, fault * (translator.scale.value <= 1))
     translator.step(config.optim.lr * factor, skip)
     critic.step(config.optim.lr_discriminator * factor, skip)
-    return Outcome(terms, skip, counted, ~torch.isfinite(own), torch.cat(suspects))
+    bad_terms = ~torch.isfinite(own)
+    return Outcome(terms, skip, counted, bad_terms, own_fault, torch.cat(suspects))
 
 
 @dataclass(frozen=True)
@@ -218,13 +219,15 @@ class Outcome:
     terms: every loss term by name, detached, the mean over this rank's micro-batches.
     skipped: 1 where no rank updated anything, since a loss or a gradient was not finite on some.
     counted: the same, less the overflows that a loss scale is there for.
-    bad_terms, bad_samples: which terms, and which samples of this rank, were not finite.
+    bad_terms, bad_gradient, bad_samples: which terms, whether any gradient, and which samples of
+    this rank were not finite.
     """
 
     terms: dict[str, Tensor]
     skipped: Tensor
     counted: Tensor
     bad_terms: Tensor
+    bad_gradient: Tensor
     bad_samples: Tensor
 
 

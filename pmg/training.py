@@ -55,7 +55,7 @@ def torch_engines(translator: Translator, critic: Critic, config: Config) -> tup
 
 
 class Training:
-    """Advances one run step by step. `step` is the number of steps taken."""
+    """Advances one run step by step. `step` is the number of steps taken, skipped ones too."""
 
     def __init__(
         self,
