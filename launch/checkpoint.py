@@ -14,6 +14,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import safetensors.torch
@@ -124,13 +125,13 @@ def seal(place: Place, state: Mapping[str, Any], digests: Mapping[str, str]) -> 
     return Checkpoint(place, name, state, manifest)
 
 
-def newest(place: Place) -> Checkpoint | None:
+def newest(where: Place | Path | str) -> Checkpoint | None:
     """The newest checkpoint whose every file has its digest; damaged ones are named in the log.
 
     None where there is no checkpoint at all. Raises CheckpointError if there are some and all are
     damaged: a run of days must not begin anew unasked.
     """
-    problem = None
+    place, problem = Place.of(where), None
     for name in sorted(_sealed(place), reverse=True):
         found, problem = _verified(place, name)
         if found is not None:

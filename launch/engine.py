@@ -62,6 +62,7 @@ class DeepSpeedEngine:
             },
             dist_init_required=False,
         )
+        self._make_moments()
         self.scale = LossScale(self.device, enabled=train.precision == "fp16")
 
     @property
@@ -123,13 +124,11 @@ class DeepSpeedEngine:
 
     @torch.no_grad()
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        known = [state for state in self._adam.state.values() if state]
         for name, parameter in trained(self.module):
             yield name, self._weight(parameter)
-            if known:
-                yield from ((f"{name}/{m}", self._moment(parameter, m)) for m in MOMENTS)
+            yield from ((f"{name}/{m}", self._moment(parameter, m)) for m in MOMENTS)
         yield from buffers(self.module)
-        yield "steps", known[0]["step"] if known else torch.zeros(())
+        yield "steps", next(iter(self._adam.state.values()))["step"]
         yield from self.scale.tensors()
 
     def _weight(self, parameter: nn.Parameter) -> Tensor:
@@ -145,7 +144,6 @@ class DeepSpeedEngine:
 
     @torch.no_grad()
     def restore(self, tensors: Iterable[tuple[str, Tensor]]) -> set[str]:
-        self._make_moments()
         named = dict(trained(self.module))
         steps = torch.zeros(())
         others = dict(buffers(self.module)) | dict(self.scale.tensors()) | {"steps": steps}
@@ -178,7 +176,11 @@ class DeepSpeedEngine:
             safe_set_full_optimizer_state(parameter, value, moment)
 
     def _make_moments(self) -> None:
-        """Adam's state as it is before the first step, which otherwise makes it (torch 2.13)."""
+        """Adam's state before the first step, which otherwise makes it (torch 2.13).
+
+        DeepSpeed 0.19 links it to the parameters once, after the first step of the first of an
+        optimiser's groups, when those of the others are not there yet.
+        """
         optimizer = self._engine.optimizer
         if self._stage == 0:
             held = [parameter for _, parameter in trained(self.module)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -61,6 +61,7 @@ class Saver:
         self._pending: _Write | None = None
         self._failures = 0
         self.skipped = 0  # steps, in the run that was resumed
+        self.on_sealed: Callable[[int], None] = lambda step: None
         self._exported: Translator | None = None
 
     def save(self, metrics: Mapping[str, Any]) -> None:
@@ -111,11 +112,15 @@ class Saver:
         self._pending = None
         results: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(results, pending.problem or pending.digests)
-        problems = [f"rank {r}: {result}" for r, result in enumerate(results) if result == str(result)]
+        problems = [
+            f"rank {r}: {result}" for r, result in enumerate(results) if result == str(result)
+        ]
         if not problems:
             problems = self._seal(pending.state, results)
         self._failures = self._failures + 1 if problems else 0
-        if problems:
+        if not problems:
+            self.on_sealed(pending.state["step"])
+        else:
             step = pending.state["step"]
             _log.error("checkpoint of step %d was not written: %s", step, "; ".join(problems))
             if dist.get_rank() == 0:
@@ -131,7 +136,8 @@ class Saver:
         self.seal(wait=True)
         if self._failures:
             raise CheckpointError(
-                f"checkpoints {self._place}: the last one was not written, see {self._folder.log(0)}"
+                f"checkpoints {self._place}: the last one was not written; the reason is in "
+                f"{self._folder.log(0)}"
             )
 
     def resume(self) -> None:

@@ -33,8 +33,8 @@ class SkippedSteps:
         self._outcomes.append((step, outcome, samples, batch.volume_ids))
 
     def report(self) -> dict[str, Any]:
-        """For the metrics: `skipped`, all so far, and `not_finite`, a line for each rank and step
-        since the last report, if any was skipped. All ranks must call.
+        """For the metrics: `skipped`, all so far, `skipped_steps`, those since the last report, and
+        `not_finite`, a line for each rank and step of them, if there are any. All ranks must call.
 
         Raises FloatingPointError when as many in a row were skipped as the limit allows.
         """
@@ -54,7 +54,8 @@ class SkippedSteps:
                 )
         for line in lines:
             _log.warning("skipped %s", line)
-        return {"skipped": self.total} | ({"not_finite": lines} if lines else {})
+        record = {"skipped": self.total, "skipped_steps": int(sum(counted))}
+        return record | ({"not_finite": lines} if lines else {})
 
 
 def _description(

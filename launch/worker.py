@@ -10,16 +10,19 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray.train
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from launch.engine import DeepSpeedEngine
+from launch.environment import describe
 from launch.failure import recorded, worker_log
 from launch.run_folder import RunFolder
 from launch.saver import Saver
 from launch.skipped import SkippedSteps
+from launch.tracking import Tracking, tracking
 from launch.watchdog import watchdog
 from pmg.config import Config
 from pmg.patches import PatchBatch, on_device
@@ -68,15 +71,21 @@ def _train(config: Config, folder: RunFolder, rank: int, *, force: bool) -> None
     )
     saver = Saver(training, translator, critic, folder, store.digest, force=force)
     saver.resume()
-    with open_stream(
-        store,
-        config.data,
-        seed=config.train.seed,
-        rank=rank,
-        world_size=world_size,
-        global_batch=config.train.batch,
-        start_step=training.step,
-    ) as stream:
+    start = describe(training.step)
+    if rank == 0:
+        folder.add_start(start)
+    with (
+        open_stream(
+            store,
+            config.data,
+            seed=config.train.seed,
+            rank=rank,
+            world_size=world_size,
+            global_batch=config.train.batch,
+            start_step=training.step,
+        ) as stream,
+        tracking(config, folder, training.step) as tracker,
+    ):
         _log.info(
             "from step %d to %d, %d ranks by %s; the stream takes up to %d MiB",
             training.step,
@@ -85,8 +94,9 @@ def _train(config: Config, folder: RunFolder, rank: int, *, force: bool) -> None
             dist.get_backend(),
             stream.memory_bound_bytes >> 20,
         )
+        saver.on_sealed = tracker.saved
         with watchdog(folder.stacks(rank), config.launch.hang_s) as alive:
-            _run(training, stream, saver, folder, alive)
+            _run(training, stream, saver, folder, tracker, alive)
 
 
 def _run(
@@ -94,17 +104,20 @@ def _run(
     stream: PatchStream,
     saver: Saver,
     folder: RunFolder,
+    tracker: Tracking,
     alive: Callable[[], None],
 ) -> None:
     """Steps until the last, a stop or an error; what is under way of a checkpoint is ended."""
     config = training.config.train
-    meter, skipped = Meter(training.step), SkippedSteps(saver.skipped, config.max_skipped)
+    meter = Meter(training.step, config.batch)
+    skipped = SkippedSteps(saver.skipped, config.max_skipped)
     with closing(on_device(stream, training.device)) as batches:
         while training.step < config.steps:
             batch = meter.timed_next(batches)
             outcome = training.advance(batch)
             meter.add(outcome)
             skipped.add(training.step, batch, outcome)
+            tracker.panel(training, batch)
             alive()
             last = training.step == config.steps
             if training.step % config.log_every and not last:
@@ -113,6 +126,7 @@ def _run(
             record |= skipped.report()
             if dist.get_rank() == 0:
                 folder.append_metrics(record)
+            tracker.log(record)
             if last or stop or training.step % config.checkpoint_every == 0:
                 saver.save(record)
                 ray.train.report(record)
@@ -133,10 +147,13 @@ class Meter:
 
     `data_wait` is the share of the time in which the rank that waited most waited for its stream's
     next batch: the others wait for that rank in their next all-reduce. On a GPU it is an upper
-    bound, since kernels that are still queued run on meanwhile.
+    bound, since kernels that are still queued run on meanwhile. `memory_bytes` is that of the rank
+    that needs most: the most its GPU has held, or what its process holds.
     """
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, step: int, batch: int) -> None:
+        """batch: patch pairs per step over all ranks."""
+        self._batch = batch
         self.restart(step)
 
     def restart(self, step: int) -> None:
@@ -165,11 +182,24 @@ class Meter:
         """Reduce over the ranks; all agree on whether any of them was asked to stop."""
         steps, seconds = step - self._step, time.monotonic() - self._started
         means = torch.stack([v.float() for v in self._sums.values()]) / self._taken
-        most = torch.tensor([self._waited / seconds, float(stop)], device=means.device)
+        most = torch.tensor(
+            [self._waited / seconds, float(stop), float(_memory_bytes())],
+            dtype=torch.float64,
+            device=means.device,
+        )
         dist.all_reduce(means)
         dist.all_reduce(most, dist.ReduceOp.MAX)
         means /= dist.get_world_size()
-        waited, stops = most.tolist()
+        waited, stops, memory_bytes = most.tolist()
         record = {"step": step, "unix_s": time.time(), "steps_per_s": steps / seconds}
-        record |= {"data_wait": waited} | dict(zip(self._sums, means.tolist(), strict=True))
+        record["images_per_s"] = 2 * self._batch * record["steps_per_s"]
+        record |= {"data_wait": waited, "memory_bytes": int(memory_bytes)}
+        record |= dict(zip(self._sums, means.tolist(), strict=True))
         return record, stops > 0
+
+
+def _memory_bytes() -> int:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    resident: int = psutil.Process().memory_info().rss
+    return resident

@@ -49,9 +49,7 @@ class LossScale:
 
     def update(self, skip: Tensor) -> None:
         if self._enabled:
-            torch._amp_update_scale_(
-                self.value, self._growth, skip, _GROWTH, _BACKOFF, _INTERVAL
-            )
+            torch._amp_update_scale_(self.value, self._growth, skip, _GROWTH, _BACKOFF, _INTERVAL)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         if self._enabled:
@@ -66,7 +64,7 @@ class GradientWatch:
         self._sums: list[Tensor] = []
         for parameter in module.parameters():
             if parameter.requires_grad:
-                parameter.register_hook(self._see)
+                parameter.register_hook(self._see)  # type: ignore[no-untyped-call]
 
     def _see(self, gradient: Tensor) -> None:
         self._sums.append(gradient.detach().sum(dtype=torch.float32))  # inf and NaN stay in sums

@@ -101,8 +101,9 @@ class Training:
         Where the step was skipped it stays as it is.
         """
         weight = (1 - skipped) * (1 - self.config.optim.ema if self.step else 1.0)
-        own, trained = list(averaged.parameters()), list(self.translator.module.parameters())
-        torch._foreach_lerp_(own, trained, [weight] * len(own))
+        own: list[Tensor] = list(averaged.parameters())
+        trained: list[Tensor] = list(self.translator.module.parameters())
+        torch._foreach_lerp_(own, trained, [weight] * len(own))  # type: ignore[list-item]
 
     def _guard_prior(self, pair: Pair) -> None:
         prior = self.config.prior

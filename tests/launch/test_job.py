@@ -100,6 +100,6 @@ def test_a_job_trains_on_the_cluster_that_it_was_submitted_to(cluster, tmp_path)
     )
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     assert "succeeded" in submitted.stdout
-    assert checkpoint.read_state(checkpoint.newest(run.checkpoints))["step"] == 4
+    assert checkpoint.newest(run.checkpoints).step == 4
     sessions = [p for p in folder.glob("**/session_*") if p.is_dir() and not p.is_symlink()]
     assert len(sessions) == 1, "the job started a cluster of its own"

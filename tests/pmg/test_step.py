@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-
 import copy
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -348,7 +347,9 @@ class Watched(TorchEngine):
 def test_updates_of_generator_and_discriminator_leave_one_another_alone():
     config = tiny_config()
     translator, critic, pair = prepared(config)
-    engines = [Watched(m, torch.optim.Adam(m.parameters(), fused=True)) for m in (translator, critic)]
+    engines = [
+        Watched(m, torch.optim.Adam(m.parameters(), fused=True)) for m in (translator, critic)
+    ]
     engines[0].other, engines[1].other = critic, translator
     for step in range(2):
         train_step(*engines, pair, step, config)
