@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["GradientWatch", "LossScale", "autocast"]
+__all__ = ["GradientWatch", "LossScale", "autocast", "full_precision"]
 
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Micikevicius et al. 2018, with the numbers of torch.amp.GradScaler.
@@ -25,6 +25,12 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
     if precision == "float32":
         return nullcontext()
     return torch.autocast(device.type, _TYPES[precision])
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Within `autocast` an exception to it; nothing elsewhere, as on the meta device."""
+    lowered = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if lowered else nullcontext()
 
 
 class LossScale:
