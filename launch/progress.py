@@ -64,8 +64,9 @@ def _losses(record: dict[str, Any]) -> str:
 
     def both(term: str) -> float | None:
         group, name = term.split(".")
-        values = [record.get(f"{group}{domain}.{name}") for domain in (1, 2)]
-        return None if None in values else sum(values) / 2
+        if f"{group}1.{name}" not in record:
+            return None
+        return float(record[f"{group}1.{name}"] + record[f"{group}2.{name}"]) / 2
 
     shown = {
         "rec": both("vae.reconstruction"),
