@@ -25,6 +25,8 @@ _COMMANDS = {
     "evaluate": "Translate cases, measure them, and write the report.",
     "downstream": "Judge a translation by what a segmentation trained on contrast finds in it.",
     "export": "Write volumes of a store as DICOM series or NIfTI files, untranslated.",
+    "submit": "Run train, ingest, tune, translate or evaluate as a job of a Ray cluster.",
+    "job": "List, follow, stop and fetch the jobs of a Ray cluster.",
     "demo": "The whole line on the phantom or on your own series, from DICOM to the report.",
 }
 
