@@ -112,7 +112,7 @@ def _prepare(size: Size, out: Path) -> None:
     manifest = data / "dicom" / "manifest.csv"
     if not manifest.is_file():  # it is written last
         shutil.rmtree(data, ignore_errors=True)
-        write_cohort(data / "dicom", _PHANTOM_SEED, size.subjects, size.tests)
+        write_cohort(data / "dicom", _PHANTOM_SEED, size.subjects, size.tests, size.protocol)
     report = ingest(
         None,
         _cohort(out).store,

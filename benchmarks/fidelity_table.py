@@ -40,8 +40,12 @@ _ROWS = {
     "muscle, error": "-",
     "bone, error": "-",
 }
-_FACTS = {"steps": "steps", "train_s": "training, s", "train_cpu_s": "training, CPU s"}
-_UNIT_OF_SHARE = "%"
+_FACTS = {
+    "steps": "steps",
+    "voxels": "voxels of either domain",
+    "train_s": "training, s",
+    "train_cpu_s": "training, CPU s",
+}
 
 
 @dataclass(frozen=True)
