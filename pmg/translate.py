@@ -18,7 +18,7 @@ from pmg.noise import PlaceNoise
 from pmg.prior import responsibilities
 from pmg.reach import reach
 from pmg.tiles import Progress, Tiling, blended_slices, continued
-from pmg.weights import load_translator
+from pmg.weights import load_translator, model_folder
 from pmg.where import Where
 from pmg.window import window_of
 from storage.body import body_mask, frame_origin
@@ -96,7 +96,7 @@ class VolumeTranslator:
     @classmethod
     def open(cls, model: Path, source: int, device: str = "auto") -> VolumeTranslator:
         """From the folder of a run, or of its model. device: auto takes a GPU if there is one."""
-        folder = model / "model" if (model / "model").is_dir() else model
+        folder = model_folder(model)
         name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         chosen = torch.device(name)
         translator, config = load_translator(folder, chosen)
@@ -105,6 +105,11 @@ class VolumeTranslator:
     @property
     def config(self) -> Config:
         return self._config
+
+    @property
+    def source(self) -> Domain:
+        """The domain that it translates from."""
+        return self._source
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
