@@ -116,6 +116,11 @@ class VolumeTranslator:
         """Of the model's grid, z, y, x."""
         return self._spacing_mm
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return self._device
+
     def reversed(self) -> VolumeTranslator:
         """The same model in the other direction."""
         return VolumeTranslator(self._model, self._config, other(self._source), self._device)
