@@ -148,15 +148,18 @@ def discriminator_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """D's side of GAN_1 and GAN_2 on real x_i and translated G_i(z_j), which carry no gradient.
 
-    With r1 also the penalty on D's gradient at x_i: seldom, and then as heavy as those left out.
+    Both go through D in one pass. With r1 also the penalty on D's gradient at x_i: seldom, and then
+    as heavy as those left out.
     """
     adversarial = ADVERSARIAL[loss.adversarial]
     terms, penalties = {}, {}
     penalised = loss.r1 > 0 and step % loss.r1_every == 0
     for i in _DOMAINS:
         x = pair.x[i].detach().requires_grad_(penalised)
-        real = critic.scores(i, x, pair.where[i])
-        fake = critic.scores(i, translated[i].detach(), pair.where[other(i)])
+        both = torch.cat([x, translated[i].detach()])
+        places = _concatenate(pair.where[i], pair.where[other(i)])
+        scores = [one.chunk(2) for one in critic.scores(i, both, places)]
+        real, fake = [r for r, _ in scores], [f for _, f in scores]
         terms[f"gan{i}.discriminator"] = adversarial.discriminator(real, fake)
         if penalised:
             penalties[f"gan{i}.r1"] = loss.r1_every * loss.r1 * gradient_penalty(real, x)
