@@ -53,6 +53,8 @@ def head_node(cpus: int = 2, nodes: int = 0) -> Iterator[Head]:
     token = folder / "token"
     environment = {name: value for name, value in os.environ.items() if "RAY_" not in name}
     environment |= {
+        # Jobs say python, which is this one where the environment is activated.
+        "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_TMPDIR": str(folder),  # where a second, unwanted cluster would be seen
