@@ -51,6 +51,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
             f"expected one on a file system that all nodes share"
         )
     with worker_log(folder, rank), recorded(folder, rank):
+        _log.info("rank %d of %d, %s", rank, dist.get_world_size(), dist.get_backend())
         _train(config, folder, rank, force=force)
 
 
@@ -87,11 +88,10 @@ def _train(config: Config, folder: RunFolder, rank: int, *, force: bool) -> None
         tracking(config, folder, training.step) as tracker,
     ):
         _log.info(
-            "from step %d to %d, %d ranks by %s; the stream takes up to %d MiB",
+            "from step %d to %d, %d ranks; the stream takes up to %d MiB",
             training.step,
             config.train.steps,
             world_size,
-            dist.get_backend(),
             stream.memory_bound_bytes >> 20,
         )
         saver.on_sealed = tracker.saved

@@ -29,7 +29,9 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:
     """Within `autocast` an exception to it; nothing elsewhere, as on the meta device."""
-    lowered = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+    lowered = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(
+        device.type
+    )
     return torch.autocast(device.type, enabled=False) if lowered else nullcontext()
 
 

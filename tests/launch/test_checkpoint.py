@@ -58,9 +58,7 @@ def damage(place, name, kind):
 
 @pytest.mark.parametrize("file", [FILE, "state.json", "manifest.json"])
 @pytest.mark.parametrize("kind", ["flip", "cut", "empty"])
-def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(
-    place, caplog, file, kind
-):
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(place, caplog, file, kind):
     write(place, 10)
     write(place, 20)
     damage(place, f"step_00000020/{file}", kind)

@@ -42,9 +42,7 @@ def with_nan(batch, domain, sample):
 
 @pytest.mark.parametrize(("domain", "sample"), [(1, 0), (2, 1)])
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_nan_in_a_batch_leaves_weights_moments_and_averages_bit_equal(
-    domain, sample, accumulate
-):
+def test_a_nan_in_a_batch_leaves_weights_moments_and_averages_bit_equal(domain, sample, accumulate):
     config = tiny_config(
         train={"accumulate": accumulate}, launch={"workers": 1}, optim={"clip": 0.5}
     )
@@ -73,8 +71,10 @@ def test_a_gradient_that_overflows_skips_both_updates_though_every_loss_is_finit
     training = start(config)
     training.advance(stream_batch(config))
     before = state(training)
-    hook = training.critic.module.discriminators[0].scales[0].first.bias.register_hook(
-        lambda gradient: gradient * torch.inf
+    hook = (
+        training.critic.module.discriminators[0]
+        .scales[0]
+        .first.bias.register_hook(lambda gradient: gradient * torch.inf)
     )
     training.critic._watch = type(training.critic._watch)(training.critic.module)
     outcome = training.advance(stream_batch(config))
