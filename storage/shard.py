@@ -222,7 +222,7 @@ class _Scratch(threading.local):
         """`size` bytes that are this thread's until it asks for the same use again."""
         memory = self._memory.get(use)
         if memory is None or len(memory) < size:
-            memory = self._memory[use] = memoryview(np.empty(size, np.uint8))
+            memory = self._memory[use] = np.empty(size, np.uint8).data
         return memory[:size]
 
 
