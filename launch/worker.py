@@ -11,15 +11,18 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray.train
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from launch.engine import DeepSpeedEngine
+from launch.environment import describe
 from launch.failure import recorded, worker_log
 from launch.run_folder import RunFolder
 from launch.saver import Saver
+from launch.tracking import Tracking, tracking
 from pmg.config import Config
 from pmg.patches import PatchBatch, on_device
 from pmg.training import Training, averaged_copy, build_modules
@@ -65,15 +68,21 @@ def _train(config: Config, folder: RunFolder, rank: int) -> None:
     )
     saver = Saver(training, translator, critic, folder, store.digest)
     saver.resume()
-    with open_stream(
-        store,
-        config.data,
-        seed=config.train.seed,
-        rank=rank,
-        world_size=world_size,
-        global_batch=config.train.batch,
-        start_step=training.step,
-    ) as stream:
+    start = describe(training.step)
+    if rank == 0:
+        folder.add_start(start)
+    with (
+        open_stream(
+            store,
+            config.data,
+            seed=config.train.seed,
+            rank=rank,
+            world_size=world_size,
+            global_batch=config.train.batch,
+            start_step=training.step,
+        ) as stream,
+        tracking(config, folder, training.step) as tracker,
+    ):
         _log.info(
             "from step %d to %d, %d ranks; the stream takes up to %d MiB",
             training.step,
@@ -81,16 +90,19 @@ def _train(config: Config, folder: RunFolder, rank: int) -> None:
             world_size,
             stream.memory_bound_bytes >> 20,
         )
-        _run(training, stream, saver, folder)
+        _run(training, stream, saver, folder, tracker)
 
 
-def _run(training: Training, stream: PatchStream, saver: Saver, folder: RunFolder) -> None:
+def _run(
+    training: Training, stream: PatchStream, saver: Saver, folder: RunFolder, tracker: Tracking
+) -> None:
     config = training.config.train
-    meter = Meter(training.step)
+    meter = Meter(training.step, config.batch)
     with closing(on_device(stream, training.device)) as batches:
         while training.step < config.steps:
-            terms = training.advance(meter.timed_next(batches))
-            meter.add(terms)
+            batch = meter.timed_next(batches)
+            meter.add(training.advance(batch))
+            tracker.panel(training, batch)
             last = training.step == config.steps
             if training.step % config.log_every and not last:
                 continue
@@ -98,8 +110,10 @@ def _run(training: Training, stream: PatchStream, saver: Saver, folder: RunFolde
             _refuse_nan(record)
             if dist.get_rank() == 0:
                 folder.append_metrics(record)
+            tracker.log(record)
             if last or stop or training.step % config.checkpoint_every == 0:
                 saver.save()
+                tracker.saved(training.step)
                 ray.train.report(record)
             meter.restart(training.step)
             if stop:
@@ -112,10 +126,13 @@ class Meter:
 
     `data_wait` is the share of the time in which the rank that waited most waited for its stream's
     next batch: the others wait for that rank in their next all-reduce. On a GPU it is an upper
-    bound, since kernels that are still queued run on meanwhile.
+    bound, since kernels that are still queued run on meanwhile. `memory_bytes` is that of the rank
+    that needs most: the most its GPU has held, or what its process holds.
     """
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, step: int, batch: int) -> None:
+        """batch: patch pairs per step over all ranks."""
+        self._batch = batch
         self.restart(step)
 
     def restart(self, step: int) -> None:
@@ -139,14 +156,27 @@ class Meter:
         """Reduce over the ranks; all agree on whether any of them was asked to stop."""
         steps, seconds = step - self._step, time.monotonic() - self._started
         means = torch.stack([v.float() for v in self._sums.values()]) / steps
-        most = torch.tensor([self._waited / seconds, float(stop)], device=means.device)
+        most = torch.tensor(
+            [self._waited / seconds, float(stop), float(_memory_bytes())],
+            dtype=torch.float64,
+            device=means.device,
+        )
         dist.all_reduce(means)
         dist.all_reduce(most, dist.ReduceOp.MAX)
         means /= dist.get_world_size()
-        waited, stops = most.tolist()
+        waited, stops, memory_bytes = most.tolist()
         record = {"step": step, "unix_s": time.time(), "steps_per_s": steps / seconds}
-        record |= {"data_wait": waited} | dict(zip(self._sums, means.tolist(), strict=True))
+        record["images_per_s"] = 2 * self._batch * record["steps_per_s"]
+        record |= {"data_wait": waited, "memory_bytes": int(memory_bytes)}
+        record |= dict(zip(self._sums, means.tolist(), strict=True))
         return record, stops > 0
+
+
+def _memory_bytes() -> int:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    resident: int = psutil.Process().memory_info().rss
+    return resident
 
 
 def _refuse_nan(record: dict[str, Any]) -> None:

@@ -32,6 +32,7 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "PriorConfig",
+    "TrackConfig",
     "TrainConfig",
     "TranslateConfig",
     "load_config",
@@ -312,6 +313,31 @@ class LaunchConfig(_Section):
     )
 
 
+class TrackConfig(_Section):
+    """What shows a run while it goes on, beside metrics.jsonl and Prometheus."""
+
+    tensorboard: bool = Field(False, description="write the run's tensorboard folder")
+    mlflow: str | None = Field(
+        None, description="MLflow's server, such as https://mlflow:5000, or a folder file:/..."
+    )
+    experiment: str = Field("pmg", min_length=1, description="MLflow's experiment")
+    panel_every: NonNegative = Field(
+        500, description="steps between pictures of patches and their translations; 0: none"
+    )
+
+    @field_validator("mlflow")
+    @classmethod
+    def _no_password(cls, value: str | None) -> str | None:
+        if value is not None and ("@" in value or "?" in value):
+            # Without the value: it may hold a password, which a message must not repeat.
+            raise PydanticCustomError(
+                "store",
+                "must not hold a user or password; MLflow reads MLFLOW_TRACKING_USERNAME, "
+                "MLFLOW_TRACKING_PASSWORD and MLFLOW_TRACKING_TOKEN",
+            )
+        return value
+
+
 class TranslateConfig(_Section):
     """Tiles of whole-volume translation."""
 
@@ -340,6 +366,7 @@ class Config(_Section):
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     launch: LaunchConfig = LaunchConfig()
+    track: TrackConfig = TrackConfig()
     translate: TranslateConfig = TranslateConfig()
 
     @model_validator(mode="after")

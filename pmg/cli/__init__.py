@@ -24,6 +24,8 @@ _COMMANDS = {
     "translate": "Translate series to the other domain; DICOM or NIfTI out.",
     "evaluate": "Translate cases, measure them, and write the report.",
     "export": "Write volumes of a store as DICOM series or NIfTI files, untranslated.",
+    "submit": "Run train, ingest, tune, translate or evaluate as a job of a Ray cluster.",
+    "job": "List, follow, stop and fetch the jobs of a Ray cluster.",
     "demo": "The whole line on the phantom or on your own series, from DICOM to the report.",
 }
 
