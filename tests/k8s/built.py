@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import pickle
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -14,7 +15,19 @@ from typing import Any
 import pytest
 import yaml
 
-__all__ = ["BUILDS", "K8S", "NO_KUBECTL", "Manifest", "Pod", "build", "kustomize", "objects", "pods", "rays"]
+__all__ = [
+    "BUILDS",
+    "K8S",
+    "NO_KUBECTL",
+    "OVERLAYS",
+    "Manifest",
+    "Pod",
+    "build",
+    "kustomize",
+    "objects",
+    "pods",
+    "rays",
+]
 
 Manifest = dict[str, Any]
 
@@ -29,19 +42,20 @@ NO_KUBECTL = pytest.mark.skipif(
 
 
 @functools.cache
-def _text(folder: Path) -> str:
+def _built(folder: Path) -> bytes:
     if shutil.which("kubectl") is None:
         pytest.skip("NO MANIFEST WAS CHECKED: kubectl is not on PATH")
     built = subprocess.run(
         ["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=False
     )
     assert built.returncode == 0, built.stderr
-    return built.stdout
+    return pickle.dumps(list(yaml.load_all(built.stdout, yaml.CSafeLoader)))
 
 
 def kustomize(folder: Path) -> list[Manifest]:
     """The objects that the folder builds, fresh ones at each call."""
-    return list(yaml.safe_load_all(_text(folder)))
+    manifests: list[Manifest] = pickle.loads(_built(folder))
+    return manifests
 
 
 def build(name: str) -> list[Manifest]:

@@ -113,9 +113,7 @@ def test_the_store_may_lie_outside_the_cluster(tmp_path: Path) -> None:
         f"resources: [{base}/overlays/gpu-node]\ncomponents: [{base}/components/external-s3]\n"
     )
     made = kustomize(tmp_path)
-    environment = next(
-        one["data"] for one in made if one["metadata"]["name"] == "pmg-environment"
-    )
+    environment = next(one["data"] for one in made if one["metadata"]["name"] == "pmg-environment")
     assert environment["AWS_ENDPOINT_URL"] == "https://s3.example.org"
     assert environment["AWS_ALLOW_HTTP"] == "false"
     assert environment["PGHOST"] == "pmg-postgres"
