@@ -27,6 +27,7 @@ __all__ = [
     "Generator",
     "GeneratorHead",
     "Posterior",
+    "certain",
     "norm_layer",
 ]
 
@@ -39,6 +40,8 @@ _MIN_LOG_VAR, _MAX_LOG_VAR = -14.0, 4.0
 # A nearly deterministic start: at the published weights the learned variance ends near exp(-12),
 # and from 1 Adam would need thousands of steps to get there.
 _START_LOG_VAR = -8.0
+# A standard deviation of 1e-13: samples are the mean to the last bit, and the KL stays finite.
+_NO_WIDTH_LOG_VAR = -60.0
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,11 @@ class Posterior:
     def sample(self, noise: Tensor) -> Tensor:
         """mean + std * noise, for standard normal noise [B, C, *s]."""
         return self.mean + torch.exp(0.5 * self.log_var) * noise
+
+
+def certain(mean: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and log variance of a posterior whose samples are its mean."""
+    return mean, torch.full_like(mean, _NO_WIDTH_LOG_VAR)
 
 
 class Encoder(nn.Module):
@@ -89,6 +97,7 @@ class EncoderTail(nn.Module):
         width = config.width * 2**config.downsamplings
         shared = config.shared_blocks
         self.blocks = nn.Sequential(*[Block(config, dims, width) for _ in range(shared)])
+        self.certain = config.posterior == "none"
         self.mean = _conv(dims, width, config.latent_channels, 1)
         if config.skip:
             _zero(self.mean)
@@ -99,6 +108,8 @@ class EncoderTail(nn.Module):
     def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
         h = F.silu(self.blocks(h))
         mean = self.mean(h).float()
+        if self.certain:
+            return certain(mean)
         if self.log_var is None:
             return mean, torch.zeros_like(mean)
         return mean, (_START_LOG_VAR + self.log_var(h).float()).clamp(_MIN_LOG_VAR, _MAX_LOG_VAR)

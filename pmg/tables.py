@@ -12,7 +12,7 @@ from pathlib import Path
 from pmg.evaluate import CaseResult
 from pmg.summary import CANDIDATES, Row, Value, per_case
 
-__all__ = ["number", "shown", "span", "write_tables"]
+__all__ = ["digits", "number", "shown", "span", "write_tables"]
 
 Record = Mapping[str, str | float | None]
 
@@ -37,17 +37,18 @@ def shown(rows: Sequence[Row]) -> dict[str, str]:
 
 def number(value: Value | None) -> str:
     """One decimal from 10 on, three significant digits below; nothing for None."""
-    return "" if value is None else _digits(value.value)
+    return "" if value is None else digits(value.value)
 
 
 def span(value: Value | None) -> str:
     """The interval, nothing where there is none."""
     if value is None or value.interval is None:
         return ""
-    return " to ".join(_digits(end) for end in value.interval)
+    return " to ".join(digits(end) for end in value.interval)
 
 
-def _digits(value: float) -> str:
+def digits(value: float) -> str:
+    """One decimal from 10 on, three significant digits below."""
     if not math.isfinite(value) or abs(value) >= 10 or value == 0:
         return f"{value:.1f}"
     return f"{value:.{2 - math.floor(math.log10(abs(value)))}f}" if abs(value) >= 1e-3 else "0.000"
