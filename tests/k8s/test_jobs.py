@@ -25,6 +25,9 @@ import pytest
 import yaml
 from built import K8S, NO_KUBECTL, Manifest, build, objects
 from ray_nodes import Cluster, ray_cluster
+from test_metrics import expressions
+
+from launch.gauges import GAUGES, LOSS, SKIPPED
 
 sys.path.append(str(K8S.parent / "tests"))
 import s3_server
@@ -180,6 +183,16 @@ def test_the_training_succeeds(stack: Stack) -> None:
     assert (stack.folder / "runs/demo/model/model.safetensors").is_file()
 
 
+def test_what_dashboard_and_alerts_name_of_a_run_was_scraped(stack: Stack) -> None:
+    """But the skipped steps, of which there were none, and what only GPUs export."""
+    named = set(re.findall(r"ray_\w+", " ".join(expressions())))
+    absent = {f"ray_{SKIPPED}_total", "ray_node_gpus_utilization", "ray_node_gram_used"}
+    # The autoscaler counts these, and fixed sizes have none.
+    absent |= {"ray_cluster_active_nodes", "ray_cluster_pending_nodes"}
+    assert {f"ray_{name}" for name in (*GAUGES, LOSS)} <= named
+    assert named - stack.scraped - absent == set()
+
+
 def test_a_second_submission_finds_that_all_is_done(stack: Stack) -> None:
     spec = stack.jobs["train"]
     log = stack.cluster.submit("pmg-train-again", spec, stack.here(spec["entrypoint"]))
@@ -200,11 +213,3 @@ def test_the_translation_succeeds(stack: Stack) -> None:
 def test_the_evaluation_succeeds(stack: Stack) -> None:
     stack.run("evaluate")
     assert (stack.folder / "output/report/report.html").is_file()
-
-
-def test_the_drivers_ran_on_the_cpu_nodes(stack: Stack) -> None:
-    """The head has no CPU to give: a job that asks for one does not run there."""
-    assert (
-        stack.jobs["train"]["rayClusterSpec"]["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
-    )
-    assert all(spec["entrypointNumCpus"] >= 1 for spec in stack.jobs.values())
