@@ -73,6 +73,11 @@ class RunFolder:
         """What is what in this folder, for somebody who was not there."""
         return self.root / "README.md"
 
+    @property
+    def report(self) -> Path:
+        """Loss curves and the last panel, written when the driver ends."""
+        return self.root / "report.html"
+
     def panel(self, step: int) -> Path:
         """Source, translation, cycle and responsibilities of some patches at a step."""
         return self.root / "panels" / f"step_{step:08d}.png"
@@ -80,6 +85,10 @@ class RunFolder:
     def log(self, rank: int) -> Path:
         """What the process of a rank logged, with its warnings and tracebacks."""
         return self.root / "logs" / f"rank_{rank}.log"
+
+    def stacks(self, rank: int) -> Path:
+        """Where the threads of a rank were when it had taken no step for too long."""
+        return self.root / "logs" / f"rank_{rank}.stacks.txt"
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -100,10 +109,16 @@ class RunFolder:
 
     def add_start(self, start: Record) -> None:
         """Append to `environment`, which is replaced whole."""
-        starts = json.loads(self.environment.read_text()) if self.environment.exists() else []
         partial = self.environment.with_suffix(".partial")
-        partial.write_text(json.dumps([*starts, start], indent=1))
+        partial.write_text(json.dumps([*self.starts(), start], indent=1))
         partial.rename(self.environment)
+
+    def starts(self) -> list[Record]:
+        """What `add_start` was given, the first first."""
+        if not self.environment.exists():
+            return []
+        found: list[Record] = json.loads(self.environment.read_text())
+        return found
 
     def append_metrics(self, record: Record) -> None:
         with self.metrics.open("a") as file:
