@@ -95,6 +95,9 @@ class DataConfig(_Section):
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="share of the patients that no training step sees"
     )
+    validation_seed: NonNegative = Field(
+        0, description="draws those patients, whatever train.seed: runs compare on the same ones"
+    )
     memory_bytes: Annotated[int, Field(ge=0)] = Field(
         2 * 1024**3, description="per worker; a cohort below it is kept decoded in memory"
     )
