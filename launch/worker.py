@@ -6,10 +6,10 @@ import logging
 import math
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ray.train
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from launch.engine import DeepSpeedEngine
 from launch.failure import recorded, worker_log
+from launch.laps import Laps
 from launch.run_folder import RunFolder
 from launch.saver import Saver
 from pmg.config import Config
@@ -26,15 +27,24 @@ from pmg.training import Training, averaged_copy, build_modules
 from storage.store import Store
 from storage.stream import PatchStream, open_stream
 
-__all__ = ["Meter", "train_worker"]
+__all__ = ["Meter", "Observer", "train_worker"]
 
 _log = logging.getLogger(__name__)
 
 
-def train_worker(arguments: dict[str, Any]) -> None:
+class Observer(Protocol):
+    """Looks at a training before each of its checkpoints; picklable."""
+
+    def __call__(self, training: Training) -> Mapping[str, Any]:
+        """What rank 0 writes to the run's observations. All ranks call, between collectives."""
+        ...
+
+
+def train_worker(arguments: dict[str, Any], laps: Laps) -> None:
     """Ray Train's loop on one worker: from the newest good checkpoint to the last step.
 
-    arguments: `config` (a dumped Config with data.store set) and `run` (the run folder's path).
+    arguments: `config` (a dumped Config with data.store set), `run` (the run folder's path) and
+    `observer` (an Observer or None).
     """
     config = Config.model_validate(arguments["config"])
     folder = RunFolder(Path(arguments["run"]))
@@ -45,17 +55,21 @@ def train_worker(arguments: dict[str, Any]) -> None:
             f"expected one on a file system that all nodes share"
         )
     with worker_log(folder, rank), recorded(folder, rank):
-        _train(config, folder, rank)
+        _train(config, folder, rank, arguments["observer"], laps)
 
 
-def _train(config: Config, folder: RunFolder, rank: int) -> None:
+def _train(
+    config: Config, folder: RunFolder, rank: int, observer: Observer | None, laps: Laps
+) -> None:
     assert config.data.store is not None
     torch.set_num_threads(max(1, int(config.launch.cpus_per_worker)))
     world_size = dist.get_world_size()
-    store = Store.open(config.data.store)
-    modules = build_modules(config)
-    averaged = averaged_copy(modules[0], config)
-    translator, critic = (DeepSpeedEngine(module, config) for module in modules)
+    with laps.of("data"):
+        store = Store.open(config.data.store)
+    with laps.of("engines"):
+        modules = build_modules(config)
+        averaged = averaged_copy(modules[0], config)
+        translator, critic = (DeepSpeedEngine(module, config) for module in modules)
     training = Training(
         config,
         translator,
@@ -64,7 +78,8 @@ def _train(config: Config, folder: RunFolder, rank: int) -> None:
         averaged=averaged.to(translator.device) if averaged is not None else None,
     )
     saver = Saver(training, translator, critic, folder, store.digest)
-    saver.resume()
+    with laps.of("resume"):
+        saver.resume()
     with open_stream(
         store,
         config.data,
@@ -81,16 +96,26 @@ def _train(config: Config, folder: RunFolder, rank: int) -> None:
             world_size,
             stream.memory_bound_bytes >> 20,
         )
-        _run(training, stream, saver, folder)
+        _run(training, stream, saver, folder, observer, laps)
 
 
-def _run(training: Training, stream: PatchStream, saver: Saver, folder: RunFolder) -> None:
+def _run(
+    training: Training,
+    stream: PatchStream,
+    saver: Saver,
+    folder: RunFolder,
+    observer: Observer | None,
+    laps: Laps,
+) -> None:
     config = training.config.train
     meter = Meter(training.step)
     with closing(on_device(stream, training.device)) as batches:
         while training.step < config.steps:
-            terms = training.advance(meter.timed_next(batches))
-            meter.add(terms)
+            with laps.of("data"):
+                batch = meter.timed_next(batches)
+            with laps.of("steps"):
+                terms = training.advance(batch)
+                meter.add(terms)
             last = training.step == config.steps
             if training.step % config.log_every and not last:
                 continue
@@ -98,8 +123,16 @@ def _run(training: Training, stream: PatchStream, saver: Saver, folder: RunFolde
             _refuse_nan(record)
             if dist.get_rank() == 0:
                 folder.append_metrics(record)
-            if last or stop or training.step % config.checkpoint_every == 0:
-                saver.save()
+            due = last or training.step % config.checkpoint_every == 0
+            if due and observer is not None:  # first: a checkpoint's step has been observed
+                with laps.of("evaluation"), training.translator.whole():
+                    found = observer(training)
+                if dist.get_rank() == 0:
+                    seen = {"step": training.step, "metrics": record, "seconds": laps.seconds()}
+                    folder.append_observation(seen | dict(found))
+            if due or stop:
+                with laps.of("checkpoint"):
+                    saver.save()
                 ray.train.report(record)
             meter.restart(training.step)
             if stop:

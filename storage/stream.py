@@ -294,9 +294,7 @@ def open_stream(
     The pool, four batches where the settings leave it open, is rounded up to whole batches.
     """
     pool = -(-(settings.pool or 4 * global_batch) // global_batch) * global_batch
-    training, _ = split_patients(
-        store.rows, settings.validation_fraction, settings.validation_seed
-    )
+    training, _ = split_patients(store.rows, settings.validation_fraction, settings.validation_seed)
     flat = len(settings.patch) == 2
     z, y, x = (settings.slices, *settings.patch) if flat else settings.patch
     sampler = PairSampler(
