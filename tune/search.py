@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,6 +44,8 @@ from tune.trial import TrialRun
 
 __all__ = ["SearchFolder", "search"]
 
+# A trial's own process waits; the CPUs are its workers'. Ray Tune wants to reserve something.
+_DRIVER = {"CPU": 0, "memory": 2**20}
 _INTERRUPTED = 130  # what shells expect of a program that Ctrl-C ended
 
 
@@ -214,7 +217,7 @@ def _fit(
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     tuner = ray.tune.Tuner(
-        ray.tune.with_resources(TrialRun, {"CPU": 0}),
+        ray.tune.with_resources(TrialRun, _DRIVER),
         tune_config=ray.tune.TuneConfig(
             num_samples=-1,
             search_alg=algorithm,
@@ -270,7 +273,9 @@ def _describe(
     study.set_user_attr("search", config.to_yaml())
     study.set_user_attr("base", base.to_yaml())
     study.set_user_attr("untranslated", dict(identity))
-    study.set_metric_names([objective.name for objective in config.objectives])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.set_metric_names([objective.name for objective in config.objectives])
 
 
 def _own_size(launch: LaunchConfig, config: SearchConfig) -> LaunchConfig:

@@ -48,8 +48,8 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         constraints: ConstraintsConfig | None = None,
         of_attributes: Callable[[Config, Mapping[str, Any]], Config] = lambda config, _: config,
     ) -> None:
-        modes = ["min" if d.name == "MINIMIZE" else "max" for d in study.directions]
-        super().__init__(metric=list(objectives), mode=modes)
+        # Ray Tune wants a metric that every result has; what is good the study knows.
+        super().__init__(metric="step", mode="max")
         self._ot_study = study
         self._range = space
         self._folder = folder

@@ -121,7 +121,7 @@ class TrialRun(ray.tune.Trainable):  # type: ignore[misc]
                     return self._result(record) | {"done": done}
             if not alive and self._folder.run.failure.exists():
                 line = self._folder.run.failure.read_text().partition("\n")[0]
-                return {"failed": line, "done": True}
+                return {"failed": line, "step": self._seen, "done": True}
             if not alive:
                 why = f"the workers ended after step {self._seen} of {self._steps}"
                 raise RuntimeError(why if self._fit.error is None else cause(self._fit.error))

@@ -142,7 +142,7 @@ def test_points_of_presets_are_moved_into_the_ranges_and_given_ones_refused(tmp_
     assert point_values(search, space, {"optim.lr": "1e-3"}) == {"optim.lr": 1e-3}
     with pytest.raises(ConfigError, match=r"optim.lr: 0.5 is not in the space's \[0.0002, 0.01\]"):
         point_values(search, space, {"optim.lr": 0.5})
-    with pytest.raises(ConfigError, match="optim.lrr: not in the space; did you mean optim.lr"):
+    with pytest.raises(ConfigError, match=r"optim.lrr: not in the space; did you mean optim.lr"):
         point_values(search, space, {"optim.lrr": 0.001})
 
 
