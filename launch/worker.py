@@ -11,16 +11,19 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Protocol
 
+import psutil
 import ray.train
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from launch.engine import DeepSpeedEngine
+from launch.environment import describe
 from launch.failure import recorded, worker_log
 from launch.laps import Laps
 from launch.run_folder import RunFolder
 from launch.saver import Saver
+from launch.tracking import Tracking, tracking
 from pmg.config import Config
 from pmg.patches import PatchBatch, on_device
 from pmg.training import Training, averaged_copy, build_modules
@@ -55,6 +58,7 @@ def train_worker(arguments: dict[str, Any], laps: Laps) -> None:
             f"expected one on a file system that all nodes share"
         )
     with worker_log(folder, rank), recorded(folder, rank):
+        _log.info("rank %d of %d, %s", rank, dist.get_world_size(), dist.get_backend())
         _train(config, folder, rank, arguments["observer"], laps)
 
 
@@ -80,15 +84,21 @@ def _train(
     saver = Saver(training, translator, critic, folder, store.digest)
     with laps.of("resume"):
         saver.resume()
-    with open_stream(
-        store,
-        config.data,
-        seed=config.train.seed,
-        rank=rank,
-        world_size=world_size,
-        global_batch=config.train.batch,
-        start_step=training.step,
-    ) as stream:
+    start = describe(training.step)
+    if rank == 0:
+        folder.add_start(start)
+    with (
+        open_stream(
+            store,
+            config.data,
+            seed=config.train.seed,
+            rank=rank,
+            world_size=world_size,
+            global_batch=config.train.batch,
+            start_step=training.step,
+        ) as stream,
+        tracking(config, folder, training.step) as tracker,
+    ):
         _log.info(
             "from step %d to %d, %d ranks; the stream takes up to %d MiB",
             training.step,
@@ -96,7 +106,7 @@ def _train(
             world_size,
             stream.memory_bound_bytes >> 20,
         )
-        _run(training, stream, saver, folder, observer, laps)
+        _run(training, stream, saver, folder, tracker, observer, laps)
 
 
 def _run(
@@ -104,18 +114,19 @@ def _run(
     stream: PatchStream,
     saver: Saver,
     folder: RunFolder,
+    tracker: Tracking,
     observer: Observer | None,
     laps: Laps,
 ) -> None:
     config = training.config.train
-    meter = Meter(training.step)
+    meter = Meter(training.step, config.batch)
     with closing(on_device(stream, training.device)) as batches:
         while training.step < config.steps:
             with laps.of("data"):
                 batch = meter.timed_next(batches)
             with laps.of("steps"):
-                terms = training.advance(batch)
-                meter.add(terms)
+                meter.add(training.advance(batch))
+            tracker.panel(training, batch)
             last = training.step == config.steps
             if training.step % config.log_every and not last:
                 continue
@@ -123,6 +134,7 @@ def _run(
             _refuse_nan(record)
             if dist.get_rank() == 0:
                 folder.append_metrics(record)
+            tracker.log(record)
             due = last or training.step % config.checkpoint_every == 0
             if due and observer is not None:  # first: a checkpoint's step has been observed
                 with laps.of("evaluation"), training.translator.whole():
@@ -133,6 +145,7 @@ def _run(
             if due or stop:
                 with laps.of("checkpoint"):
                     saver.save()
+                tracker.saved(training.step)
                 ray.train.report(record)
             meter.restart(training.step)
             if stop:
@@ -145,10 +158,13 @@ class Meter:
 
     `data_wait` is the share of the time in which the rank that waited most waited for its stream's
     next batch: the others wait for that rank in their next all-reduce. On a GPU it is an upper
-    bound, since kernels that are still queued run on meanwhile.
+    bound, since kernels that are still queued run on meanwhile. `memory_bytes` is that of the rank
+    that needs most: the most its GPU has held, or what its process holds.
     """
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, step: int, batch: int) -> None:
+        """batch: patch pairs per step over all ranks."""
+        self._batch = batch
         self.restart(step)
 
     def restart(self, step: int) -> None:
@@ -172,14 +188,27 @@ class Meter:
         """Reduce over the ranks; all agree on whether any of them was asked to stop."""
         steps, seconds = step - self._step, time.monotonic() - self._started
         means = torch.stack([v.float() for v in self._sums.values()]) / steps
-        most = torch.tensor([self._waited / seconds, float(stop)], device=means.device)
+        most = torch.tensor(
+            [self._waited / seconds, float(stop), float(_memory_bytes())],
+            dtype=torch.float64,
+            device=means.device,
+        )
         dist.all_reduce(means)
         dist.all_reduce(most, dist.ReduceOp.MAX)
         means /= dist.get_world_size()
-        waited, stops = most.tolist()
+        waited, stops, memory_bytes = most.tolist()
         record = {"step": step, "unix_s": time.time(), "steps_per_s": steps / seconds}
-        record |= {"data_wait": waited} | dict(zip(self._sums, means.tolist(), strict=True))
+        record["images_per_s"] = 2 * self._batch * record["steps_per_s"]
+        record |= {"data_wait": waited, "memory_bytes": int(memory_bytes)}
+        record |= dict(zip(self._sums, means.tolist(), strict=True))
         return record, stops > 0
+
+
+def _memory_bytes() -> int:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    resident: int = psutil.Process().memory_info().rss
+    return resident
 
 
 def _refuse_nan(record: dict[str, Any]) -> None:

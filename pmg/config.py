@@ -32,6 +32,7 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "PriorConfig",
+    "TrackConfig",
     "TrainConfig",
     "TranslateConfig",
     "explained",
@@ -138,8 +139,8 @@ class DataConfig(_Section):
 class ModelConfig(_Section):
     """Both VAEs: encoders E1, E2 and generators G1, G2."""
 
-    architecture: Literal["pmg", "unit"] = Field(
-        "pmg", description="networks of E, G and D: of pmg.networks, or those of UNIT's code"
+    architecture: Literal["pmg", "unit", "cyclegan"] = Field(
+        "pmg", description="networks of E, G and D: of pmg.networks, or as UNIT or CycleGAN have"
     )
     width: Count = Field(64, description="channels at full resolution")
     downsamplings: Annotated[int, Field(ge=1, le=5)] = Field(
@@ -153,8 +154,10 @@ class ModelConfig(_Section):
     norm: Literal["none", "group", "instance"] = Field(
         "none", description="group and instance make a voxel depend on its tile's statistics"
     )
-    posterior: Literal["learned", "unit"] = Field(
-        "learned", description="diagonal variance learned, or fixed at 1 as in UNIT's code"
+    posterior: Literal["learned", "unit", "none"] = Field(
+        "learned",
+        description="diagonal variance learned, or fixed at 1 as in UNIT's code; "
+        "none: z is the mean",
     )
     skip: bool = Field(
         True, description="a fixed linear path through the latent: translation starts as identity"
@@ -172,7 +175,9 @@ class ModelConfig(_Section):
         return self
 
     @model_validator(mode="after")
-    def _unit_is_as_published(self) -> ModelConfig:
+    def _baselines_are_as_published(self) -> ModelConfig:
+        if self.architecture == "pmg":
+            return self
         published = {
             "latent_channels": self.width * 2**self.downsamplings,  # the last block's
             "norm": "instance",
@@ -180,10 +185,13 @@ class ModelConfig(_Section):
             "skip": False,
             "position": False,
         }
+        if self.architecture == "cyclegan":
+            published |= {"posterior": "none", "shared_blocks": 0}
         for name, value in published.items():
-            if self.architecture == "unit" and getattr(self, name) != value:
+            if getattr(self, name) != value:
                 raise ValueError(
-                    f"{name} {getattr(self, name)} must be {value} in architecture unit"
+                    f"{name} {getattr(self, name)} must be {value} "
+                    f"in architecture {self.architecture}"
                 )
         return self
 
@@ -235,6 +243,11 @@ class LossConfig(_Section):
     lambda_reconstruction: Weight = Field(10.0, description="lambda2")
     lambda_cycle_kl: Weight = Field(0.01, description="lambda3")
     lambda_cycle: Weight = Field(10.0, description="lambda4")
+    lambda_identity: Weight = Field(
+        0.0,
+        description="weight of what the translator to a domain changes in patches of that domain; "
+        "CycleGAN's, 0 in the paper",
+    )
     lambda_change: Weight = Field(
         0.0,
         description="weight of the HU that translation changes: contrast agent alters few tissues; "
@@ -274,8 +287,10 @@ class OptimConfig(_Section):
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     weight_decay: Weight = 1e-4
     clip: Weight = Field(0.0, description="largest norm of a module's gradient; 0: no limit")
-    schedule: Literal["halve", "cosine", "constant"] = Field(
-        "halve", description="halve: every halve_every steps; cosine: to zero at the last step"
+    schedule: Literal["halve", "cosine", "linear", "constant"] = Field(
+        "halve",
+        description="halve: every halve_every steps; cosine: to zero at the last step; "
+        "linear: the same, straight, over the second half",
     )
     halve_every: Count = 100_000
     ema: Annotated[float, Field(ge=0, lt=1)] = Field(
@@ -310,10 +325,38 @@ class LaunchConfig(_Section):
     cpus_per_worker: Positive = 1.0
     gpus_per_worker: Weight = Field(0.0, description="0 trains on CPUs with gloo")
     zero_stage: Literal[0, 1, 2, 3] = 1
+    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = Field(
+        "PACK", description="of the workers: on few nodes or on many, if possible or strictly"
+    )
     max_failures: NonNegative = Field(2, description="restarts of the worker group")
     address: str | None = Field(
         None, description="of a Ray cluster, such as auto; none: a local one"
     )
+
+
+class TrackConfig(_Section):
+    """What shows a run while it goes on, beside metrics.jsonl and Prometheus."""
+
+    tensorboard: bool = Field(False, description="write the run's tensorboard folder")
+    mlflow: str | None = Field(
+        None, description="MLflow's server, such as https://mlflow:5000, or a folder file:/..."
+    )
+    experiment: str = Field("pmg", min_length=1, description="MLflow's experiment")
+    panel_every: NonNegative = Field(
+        500, description="steps between pictures of patches and their translations; 0: none"
+    )
+
+    @field_validator("mlflow")
+    @classmethod
+    def _no_password(cls, value: str | None) -> str | None:
+        if value is not None and ("@" in value or "?" in value):
+            # Without the value: it may hold a password, which a message must not repeat.
+            raise PydanticCustomError(
+                "store",
+                "must not hold a user or password; MLflow reads MLFLOW_TRACKING_USERNAME, "
+                "MLFLOW_TRACKING_PASSWORD and MLFLOW_TRACKING_TOKEN",
+            )
+        return value
 
 
 class TranslateConfig(_Section):
@@ -344,6 +387,7 @@ class Config(_Section):
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     launch: LaunchConfig = LaunchConfig()
+    track: TrackConfig = TrackConfig()
     translate: TranslateConfig = TranslateConfig()
 
     @model_validator(mode="after")
@@ -359,10 +403,13 @@ class Config(_Section):
                     f"(2 to the power of model.downsamplings)"
                 )
         judged = 2 ** (self.discriminator.layers + self.discriminator.scales - 1)
-        if min(self.data.patch) < judged:
+        # Two more layers, 4 wide, lose two of CycleGAN's scores, and norm needs two at least.
+        times = 3 if self.model.architecture == "cyclegan" else 1
+        if min(self.data.patch) < times * judged:
             raise ValueError(
-                f"data.patch {list(self.data.patch)} must be at least {judged} along each axis "
-                f"(2 to the power of discriminator.layers + discriminator.scales - 1)"
+                f"data.patch {list(self.data.patch)} must be at least {times * judged} along each "
+                f"axis ({times} times 2 to the power of "
+                f"discriminator.layers + discriminator.scales - 1)"
             )
         if len(self.data.patch) != len(self.translate.tile):
             raise ValueError("data.patch and translate.tile must both be 2D or both 3D")

@@ -89,4 +89,6 @@ def learning_rate_factor(step: int, steps: int, config: OptimConfig) -> float:
     if config.schedule == "cosine":
         progress = torch.tensor(min(step / steps, 1.0) * torch.pi)
         return float(0.5 * (1 + torch.cos(progress)))
+    if config.schedule == "linear":
+        return min(1.0, max(0.0, 2 - 2 * step / steps))
     return 1.0

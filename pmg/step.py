@@ -83,7 +83,8 @@ def generator_loss(
             + lambda4 E[-log p_Gi(x_i given z ~ q_j(x_i->j))]
 
     With lambda_change also the HU that translation changes, with lambda_gradient the differences
-    of neighbours that it changes; the paper has neither.
+    of neighbours that it changes, with lambda_identity what the translator to domain i changes in
+    x_i; the paper has none of them. VAE_i and both KL are left out where their weights are 0.
 
     kl_scale: 0 to 1, the KL warm-up. `translated[i]` is x_j->i, at the place of x_j.
     """
@@ -95,11 +96,14 @@ def generator_loss(
 
     q = {i: model.encode(i, x[i], where[i]) for i in _DOMAINS}
     z = {i: q[i].sample(pair.noise[i - 1]) for i in _DOMAINS}
-    x_self, x_cross = {}, {}
+    x_self, x_cross = {}, {}  # G_i(z_i), G_i(z_j)
     for i in _DOMAINS:
-        both = torch.cat([z[i], z[other(i)]])
-        decoded = model.decode(i, both, _concatenate(where[i], where[other(i)]))
-        x_self[i], x_cross[i] = decoded.chunk(2)  # G_i(z_i), G_i(z_j)
+        j = other(i)
+        if loss.lambda_reconstruction:
+            decoded = model.decode(i, torch.cat([z[i], z[j]]), _concatenate(where[i], where[j]))
+            x_self[i], x_cross[i] = decoded.chunk(2)
+        else:
+            x_cross[i] = model.decode(i, z[j], where[j])
 
     lambda_translated = (
         loss.lambda_cycle_kl if loss.cycle_kl_weight == "lambda3" else loss.lambda_cycle
@@ -114,17 +118,19 @@ def generator_loss(
         j = other(i)
         q_cycle = model.encode(j, x_cross[j], where[i])  # q_j(z given x_i->j)
         x_cycle = model.decode(i, q_cycle.sample(pair.noise[i + 1]), where[i])
-        kl_i = kl(q[i])
         counts = calcium_weight(x[i], window, loss.calcium_hu, loss.calcium_weight)
-        add(f"vae{i}.kl", kl_scale * loss.lambda_kl, kl_i)
-        add(
-            f"vae{i}.reconstruction",
-            loss.lambda_reconstruction,
-            likelihood(x_self[i], x[i], counts),
-        )
-        add(f"cycle{i}.kl", kl_scale * loss.lambda_cycle_kl, kl_i)
-        add(f"cycle{i}.kl_translated", kl_scale * lambda_translated, kl(q_cycle))
+        if loss.lambda_kl or loss.lambda_cycle_kl:
+            kl_i = kl(q[i])
+            add(f"vae{i}.kl", kl_scale * loss.lambda_kl, kl_i)
+            add(f"cycle{i}.kl", kl_scale * loss.lambda_cycle_kl, kl_i)
+            add(f"cycle{i}.kl_translated", kl_scale * lambda_translated, kl(q_cycle))
+        if loss.lambda_reconstruction:
+            reconstructed = likelihood(x_self[i], x[i], counts)
+            add(f"vae{i}.reconstruction", loss.lambda_reconstruction, reconstructed)
         add(f"cycle{i}.reconstruction", loss.lambda_cycle, likelihood(x_cycle, x[i], counts))
+        if loss.lambda_identity:
+            unchanged, _ = model.translate(j, x[i], where[i])
+            add(f"identity{i}", loss.lambda_identity, likelihood(unchanged, x[i], counts))
         if loss.lambda_change:
             add(f"change{i}", loss.lambda_change, change(x_cross[j], x[i], window))
         if loss.lambda_gradient:
@@ -142,15 +148,18 @@ def discriminator_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """D's side of GAN_1 and GAN_2 on real x_i and translated G_i(z_j), which carry no gradient.
 
-    With r1 also the penalty on D's gradient at x_i: seldom, and then as heavy as those left out.
+    Both go through D in one pass. With r1 also the penalty on D's gradient at x_i: seldom, and then
+    as heavy as those left out.
     """
     adversarial = ADVERSARIAL[loss.adversarial]
     terms, penalties = {}, {}
     penalised = loss.r1 > 0 and step % loss.r1_every == 0
     for i in _DOMAINS:
         x = pair.x[i].detach().requires_grad_(penalised)
-        real = critic.scores(i, x, pair.where[i])
-        fake = critic.scores(i, translated[i].detach(), pair.where[other(i)])
+        both = torch.cat([x, translated[i].detach()])
+        places = _concatenate(pair.where[i], pair.where[other(i)])
+        scores = [one.chunk(2) for one in critic.scores(i, both, places)]
+        real, fake = [r for r, _ in scores], [f for _, f in scores]
         terms[f"gan{i}.discriminator"] = adversarial.discriminator(real, fake)
         if penalised:
             penalties[f"gan{i}.r1"] = loss.r1_every * loss.r1 * gradient_penalty(real, x)

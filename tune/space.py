@@ -34,7 +34,11 @@ _NOT_SEARCHED = {
     "train.keep": "it changes no result",
     "train.seed": "final.seeds retrain with others",
 }
-_NOT_SEARCHED_SECTIONS = {"launch": "resources says it", "translate": "it changes no training"}
+_NOT_SEARCHED_SECTIONS = {
+    "launch": "resources says it",
+    "track": "it changes no result",
+    "translate": "it changes no training",
+}
 
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "==": operator.eq,

@@ -37,7 +37,7 @@ def _rank(rank: int, folder: Path) -> None:
             clock.now += waits[step % 2]
             yield step
 
-    meter, stream = Meter(step=10), batches()
+    meter, stream = Meter(step=10, batch=8), batches()
     for interval in range(2):
         for _ in range(4):
             meter.timed_next(stream)
@@ -49,6 +49,8 @@ def _rank(rank: int, folder: Path) -> None:
         # Rank 0 waits for 1 s of 5 s, rank 1 for 3 s of 7 s.
         assert record["data_wait"] == pytest.approx(3 / 7)
         assert record["steps_per_s"] == pytest.approx(4 / (5, 7)[rank])
+        assert record["images_per_s"] == pytest.approx(16 * record["steps_per_s"])
+        assert 1e7 < record["memory_bytes"] < 1e11
         assert record["loss"] == pytest.approx(0.5 + interval)
         assert stop == (interval == 1)
     dist.destroy_process_group()
