@@ -292,7 +292,7 @@ def checked_space(parameters: Mapping[str, Parameter], base: Config) -> Space:
 def _try(space: Space, path: str) -> None:
     known = settings(space.base)
     condition = space.conditions.get(path)
-    meeting: Values = {}
+    meetings: list[Values] = [{}]
     if condition is not None:
         source = space.parameters.get(condition.path)
         candidates = [known[condition.path]] if source is None else source.probes()
@@ -302,12 +302,20 @@ def _try(space: Space, path: str) -> None:
                 f"search space.{path}.if: {condition} never holds; "
                 f"{condition.path} is {candidates if source else candidates[0]}"
             )
-        meeting = {condition.path: met[0]}
+        meetings = [{condition.path: value} for value in met]
     for value in space.parameters[path].probes():
-        try:
-            with_values(space.base, meeting | {path: value})
-        except ConfigError as error:
-            raise ConfigError(f"search space.{path}: {value!r} does not fit: {error}") from None
+        refusals = [_refusal(space, meeting | {path: value}) for meeting in meetings]
+        if all(refusals):
+            raise ConfigError(f"search space.{path}: {value!r} does not fit: {refusals[0]}")
+
+
+def _refusal(space: Space, values: Values) -> str | None:
+    """Why these settings do not fit the base and one another; None if they do."""
+    try:
+        with_values(space.base, values)
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 def _encoded(value: Any) -> Any:
