@@ -223,9 +223,11 @@ class SearchConfig(_Section):
                 "steps": self.budget.steps,
                 "checkpoint_every": every,
                 "log_every": _logged_every(every, base.train.log_every),
+                "checkpoints": None,  # each trial's lie in its own folder
             },
             "launch": {
                 "workers": took.workers,
+                "min_workers": None,
                 "cpus_per_worker": took.cpus_per_worker,
                 "gpus_per_worker": took.gpus_per_worker,
             },

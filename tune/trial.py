@@ -91,7 +91,7 @@ class TrialRun(ray.tune.Trainable):  # type: ignore[misc]
         self._seen = 0
         self._beat = self._folder.begin_attempt()
         found = checkpoint.newest(run.checkpoints)
-        done = found is not None and checkpoint.read_state(found)["step"] >= self._steps
+        done = found is not None and found.step >= self._steps
         fit = trainer(settings, run, self._folder.judge()).fit
         self._fit = _InThread((lambda: None) if done else fit)
 

@@ -105,8 +105,9 @@ class Killed:
 
 
 def saved(out: Path) -> list[Path]:
-    """Trials' folders that hold a checkpoint."""
-    return sorted({path.parents[1] for path in out.glob("trials/*/checkpoints/step_????????")})
+    """Trials' folders that hold a sealed checkpoint."""
+    folders = sorted(out.glob("trials/trial_*"))
+    return [f for f in folders if checkpoint.newest(f / "checkpoints") is not None]
 
 
 def first_steps(trial: Path) -> list[int]:
@@ -123,7 +124,7 @@ def assert_whole(out: Path, trials: int, steps: int) -> optuna.Study:
     assert len(counted(study.trials)) == trials
     for trial in study.trials:
         newest = checkpoint.newest(Path(trial.user_attrs["run"]) / "checkpoints")
-        assert checkpoint.read_state(newest)["step"] == steps
+        assert newest.step == steps
         assert list(trial.intermediate_values) == list(range(EVERY, steps + 1, EVERY))
     runs = Counter(trial.user_attrs["run"] for trial in study.trials)
     assert set(runs.values()) == {1}
