@@ -41,9 +41,9 @@ class DdpEngine(TorchEngine):
 
     def __init__(self, module: nn.Module, config: Config) -> None:
         optim = config.optim
-        adam = torch.optim.Adam(
-            parameter_groups(module, optim), lr=optim.lr, betas=(optim.beta1, optim.beta2)
-        )
+        betas = (optim.beta1, optim.beta2)
+        groups = parameter_groups(module, optim)
+        adam = torch.optim.Adam(groups, lr=optim.lr, betas=betas, fused=True)
         super().__init__(module, adam, optim.clip)
         self._parallel = DistributedDataParallel(module)
 
