@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.traffic import Traffic
 from pmg.config import Config, load_config
-from pmg.engine import TorchEngine, parameter_groups
+from pmg.engine import TorchEngine, adam
 from pmg.patches import on_device
 from pmg.training import Training, averaged_copy, build_modules
 from storage.store import Store
@@ -41,10 +41,7 @@ class DdpEngine(TorchEngine):
 
     def __init__(self, module: nn.Module, config: Config) -> None:
         optim = config.optim
-        betas = (optim.beta1, optim.beta2)
-        groups = parameter_groups(module, optim)
-        adam = torch.optim.Adam(groups, lr=optim.lr, betas=betas, fused=True)
-        super().__init__(module, adam, optim.clip)
+        super().__init__(module, adam(module, optim, optim.lr), optim.clip)
         self._parallel = DistributedDataParallel(module)
 
     def run(self, function: Callable[..., Any], *args: Any) -> Any:
