@@ -14,10 +14,11 @@ demo-real: $(VENV)/.runs $(VENV)/.real  ## the same on four real chest CT series
 	$(BIN)/pmg demo --real --out demo-real
 
 test: $(VENV)/.develops $(VENV)/.real  ## every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not long"
+	$(BIN)/python -m pytest -m long
 
 quick: $(VENV)/.develops  ## the tests that neither train nor start Ray
-	$(BIN)/python -m pytest -m "not slow and not real"
+	$(BIN)/python -m pytest -m "not slow and not long and not real"
 
 check: $(VENV)/.develops  ## style, types, and who imports whom
 	$(BIN)/ruff check .

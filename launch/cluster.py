@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 
+from launch.access import refuse_shared_token
 from pmg.config import LaunchConfig
 
 __all__ = ["cluster"]
@@ -23,12 +24,14 @@ def cluster(launch: LaunchConfig) -> Iterator[None]:
     """Ray, initialised: the cluster at launch.address or RAY_ADDRESS, else one on this machine.
 
     A Ray job finds RAY_ADDRESS set to its own cluster. What is started here ends with the context;
-    an initialised Ray is used as it is, and left so.
+    an initialised Ray is used as it is, and left so. Raises AccessError if others can read the
+    cluster's token.
     """
     if ray.is_initialized():
         yield
         return
     address = launch.address or os.environ.get("RAY_ADDRESS")
+    refuse_shared_token()
     ray.init(
         log_to_driver=False,
         logging_level="error",
@@ -42,6 +45,8 @@ def cluster(launch: LaunchConfig) -> Iterator[None]:
 
 def _own(launch: LaunchConfig) -> dict[str, Any]:
     """Settings of a cluster on this machine, for this run alone."""
+    # ray.init turns token authentication on where RAY_AUTH_MODE is not set; setting it here would
+    # tell its children and not this process, which looked when Ray was imported.
     # Ray would write a token that everybody on the machine can read into the home directory.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -54,9 +54,41 @@ class RunFolder:
         """Why this run cannot go on: one line for the user, then the traceback."""
         return self.root / "failure.txt"
 
+    @property
+    def environment(self) -> Path:
+        """A list of the run's starts: step, versions, hardware, commit."""
+        return self.root / "environment.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.root / "tensorboard"
+
+    @property
+    def mlflow_run(self) -> Path:
+        """The id of the run at MLflow, for a resume to go on with."""
+        return self.root / "mlflow_run_id"
+
+    @property
+    def guide(self) -> Path:
+        """What is what in this folder, for somebody who was not there."""
+        return self.root / "README.md"
+
+    @property
+    def report(self) -> Path:
+        """Loss curves and the last panel, written when the driver ends."""
+        return self.root / "report.html"
+
+    def panel(self, step: int) -> Path:
+        """Source, translation, cycle and responsibilities of some patches at a step."""
+        return self.root / "panels" / f"step_{step:08d}.png"
+
     def log(self, rank: int) -> Path:
         """What the process of a rank logged, with its warnings and tracebacks."""
         return self.root / "logs" / f"rank_{rank}.log"
+
+    def stacks(self, rank: int) -> Path:
+        """Where the threads of a rank were when it had taken no step for too long."""
+        return self.root / "logs" / f"rank_{rank}.stacks.txt"
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -74,6 +106,19 @@ class RunFolder:
             file.write(str(os.getpid()))
             file.flush()
             yield
+
+    def add_start(self, start: Record) -> None:
+        """Append to `environment`, which is replaced whole."""
+        partial = self.environment.with_suffix(".partial")
+        partial.write_text(json.dumps([*self.starts(), start], indent=1))
+        partial.rename(self.environment)
+
+    def starts(self) -> list[Record]:
+        """What `add_start` was given, the first first."""
+        if not self.environment.exists():
+            return []
+        found: list[Record] = json.loads(self.environment.read_text())
+        return found
 
     def append_metrics(self, record: Record) -> None:
         with self.metrics.open("a") as file:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
-__all__ = ["LEVEL", "RESAMPLES", "interval"]
+__all__ = ["LEVEL", "RESAMPLES", "difference_interval", "interval"]
 
 LEVEL = 0.95
 RESAMPLES = 2000
@@ -21,11 +23,38 @@ def interval(totals: Sequence[float], counts: Sequence[float]) -> tuple[float, f
     things of one subject stay together. None for fewer than two subjects or values that are not
     finite.
     """
-    if len(totals) < 2 or not np.isfinite(totals).all():
+    return _percentiles(
+        [totals, counts],
+        lambda total, count, axis: total.sum(axis=axis) / count.sum(axis=axis),
+    )
+
+
+def difference_interval(
+    totals: tuple[Sequence[float], Sequence[float]],
+    counts: tuple[Sequence[float], Sequence[float]],
+) -> tuple[float, float] | None:
+    """As `interval`, of the second's sum(totals) / sum(counts) less the first's.
+
+    Both are drawn together, subject by subject: what makes a subject hard for both cancels.
+    """
+    return _percentiles(
+        [*totals, *counts],
+        lambda total_1, total_2, count_1, count_2, axis: (
+            total_2.sum(axis=axis) / count_2.sum(axis=axis)
+            - total_1.sum(axis=axis) / count_1.sum(axis=axis)
+        ),
+    )
+
+
+def _percentiles(
+    of_subjects: Sequence[Sequence[float]], figure: Callable[..., NDArray[Any]]
+) -> tuple[float, float] | None:
+    arrays = [np.asarray(values, float) for values in of_subjects]
+    if len(arrays[0]) < 2 or not all(np.isfinite(values).all() for values in arrays):
         return None
     result = stats.bootstrap(
-        (np.asarray(totals, float), np.asarray(counts, float)),
-        lambda total, count, axis: total.sum(axis=axis) / count.sum(axis=axis),
+        arrays,
+        figure,
         paired=True,
         vectorized=True,
         n_resamples=RESAMPLES,

@@ -23,6 +23,7 @@ __all__ = [
     "Truth",
     "find_cases",
     "read_organs",
+    "read_plaque_share",
     "read_target",
     "read_truth",
 ]
@@ -71,9 +72,9 @@ def find_cases(folder: Path) -> list[Case]:
     """Cases below a folder: every sub-folder with source/, and beside it what is known.
 
     truth/ holds target.nii.gz, organs.nii.gz and, optionally, plaques.nii.gz with plaques.csv
-    (x_mm,y_mm,z_mm,diameter_mm), all on the source's grid. Without truth/, organs.nii.gz may lie
-    beside source/. regions.csv has columns name,x_mm,y_mm,z_mm,radius_mm. Positions are LPS.
-    Raises CaseError when there is none.
+    (x_mm,y_mm,z_mm,diameter_mm), all on the source's grid. Without truth/, organs.nii.gz and
+    plaques.nii.gz may lie beside source/. regions.csv has columns name,x_mm,y_mm,z_mm,radius_mm.
+    Positions are LPS. Raises CaseError when there is none.
     """
     cases = []
     for place in sorted(source.parent for source in folder.glob("*/source")):
@@ -105,6 +106,16 @@ def read_target(case: Case, source: Volume) -> Volume | None:
 def read_organs(case: Case, source: Volume) -> Labels | None:
     """The label map on the source's grid, where there is one. Raises as `read_truth` does."""
     return None if case.organs is None else _on(source, case.organs).hu
+
+
+def read_plaque_share(case: Case, source: Volume) -> NDArray[np.float32]:
+    """Of every voxel of the source's grid the share that is plaque, by plaques.nii.gz beside
+    organs.nii.gz; 0 without that file. Raises as `read_truth` does.
+    """
+    path = None if case.organs is None else case.organs.parent / "plaques.nii.gz"
+    if path is None or not path.is_file():
+        return np.zeros(source.shape, dtype=np.float32)
+    return _on(source, path).hu.astype(np.float32)
 
 
 def read_truth(folder: Path, source: Volume) -> Truth:

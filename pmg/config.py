@@ -32,6 +32,7 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "PriorConfig",
+    "TrackConfig",
     "TrainConfig",
     "TranslateConfig",
     "load_config",
@@ -53,6 +54,16 @@ class _Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
     )
+
+
+def _address(value: object) -> object:
+    """Of a place, checked."""
+    if not isinstance(value, str | Path):
+        return value
+    try:
+        return str(Place.of(value))
+    except StoreError as error:  # which does not show the address: it may hold keys
+        raise PydanticCustomError("store", "{message}", {"message": str(error)}) from error
 
 
 class DataConfig(_Section):
@@ -109,12 +120,7 @@ class DataConfig(_Section):
     @field_validator("store", mode="before")
     @classmethod
     def _is_a_place(cls, value: object) -> object:
-        if not isinstance(value, str | Path):
-            return value
-        try:
-            return str(Place.of(value))
-        except StoreError as error:  # which does not show the address: it may hold keys
-            raise PydanticCustomError("store", "{message}", {"message": str(error)}) from error
+        return _address(value)
 
     @model_validator(mode="after")
     def _slices_have_a_middle(self) -> DataConfig:
@@ -134,8 +140,8 @@ class DataConfig(_Section):
 class ModelConfig(_Section):
     """Both VAEs: encoders E1, E2 and generators G1, G2."""
 
-    architecture: Literal["pmg", "unit"] = Field(
-        "pmg", description="networks of E, G and D: of pmg.networks, or those of UNIT's code"
+    architecture: Literal["pmg", "unit", "cyclegan"] = Field(
+        "pmg", description="networks of E, G and D: of pmg.networks, or as UNIT or CycleGAN have"
     )
     width: Count = Field(64, description="channels at full resolution")
     downsamplings: Annotated[int, Field(ge=1, le=5)] = Field(
@@ -149,8 +155,10 @@ class ModelConfig(_Section):
     norm: Literal["none", "group", "instance"] = Field(
         "none", description="group and instance make a voxel depend on its tile's statistics"
     )
-    posterior: Literal["learned", "unit"] = Field(
-        "learned", description="diagonal variance learned, or fixed at 1 as in UNIT's code"
+    posterior: Literal["learned", "unit", "none"] = Field(
+        "learned",
+        description="diagonal variance learned, or fixed at 1 as in UNIT's code; "
+        "none: z is the mean",
     )
     skip: bool = Field(
         True, description="a fixed linear path through the latent: translation starts as identity"
@@ -168,7 +176,9 @@ class ModelConfig(_Section):
         return self
 
     @model_validator(mode="after")
-    def _unit_is_as_published(self) -> ModelConfig:
+    def _baselines_are_as_published(self) -> ModelConfig:
+        if self.architecture == "pmg":
+            return self
         published = {
             "latent_channels": self.width * 2**self.downsamplings,  # the last block's
             "norm": "instance",
@@ -176,10 +186,13 @@ class ModelConfig(_Section):
             "skip": False,
             "position": False,
         }
+        if self.architecture == "cyclegan":
+            published |= {"posterior": "none", "shared_blocks": 0}
         for name, value in published.items():
-            if self.architecture == "unit" and getattr(self, name) != value:
+            if getattr(self, name) != value:
                 raise ValueError(
-                    f"{name} {getattr(self, name)} must be {value} in architecture unit"
+                    f"{name} {getattr(self, name)} must be {value} "
+                    f"in architecture {self.architecture}"
                 )
         return self
 
@@ -231,6 +244,11 @@ class LossConfig(_Section):
     lambda_reconstruction: Weight = Field(10.0, description="lambda2")
     lambda_cycle_kl: Weight = Field(0.01, description="lambda3")
     lambda_cycle: Weight = Field(10.0, description="lambda4")
+    lambda_identity: Weight = Field(
+        0.0,
+        description="weight of what the translator to a domain changes in patches of that domain; "
+        "CycleGAN's, 0 in the paper",
+    )
     lambda_change: Weight = Field(
         0.0,
         description="weight of the HU that translation changes: contrast agent alters few tissues; "
@@ -270,8 +288,10 @@ class OptimConfig(_Section):
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     weight_decay: Weight = 1e-4
     clip: Weight = Field(0.0, description="largest norm of a module's gradient; 0: no limit")
-    schedule: Literal["halve", "cosine", "constant"] = Field(
-        "halve", description="halve: every halve_every steps; cosine: to zero at the last step"
+    schedule: Literal["halve", "cosine", "linear", "constant"] = Field(
+        "halve",
+        description="halve: every halve_every steps; cosine: to zero at the last step; "
+        "linear: the same, straight, over the second half",
     )
     halve_every: Count = 100_000
     ema: Annotated[float, Field(ge=0, lt=1)] = Field(
@@ -284,10 +304,34 @@ class TrainConfig(_Section):
 
     steps: Count = 100_000
     batch: Count = Field(16, description="patch pairs per step over all workers")
+    accumulate: Count = Field(
+        1, description="micro-batches of a worker's share of a step, one after the other"
+    )
+    precision: Literal["float32", "bf16", "fp16"] = Field(
+        "float32",
+        description="of convolutions; weights, optimiser and prior are float32; fp16 scales losses",
+    )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     log_every: Count = 10
     checkpoint_every: Count = 500
     keep: Count = Field(2, description="newest checkpoints kept")
+    keep_best: str | None = Field(
+        None,
+        description="a logged term, such as total: the checkpoint where it is least is kept too",
+    )
+    checkpoints: str | None = Field(
+        None,
+        description="where checkpoints lie: a folder or s3://bucket/prefix that no other run uses; "
+        "none: in the run's folder",
+    )
+    max_skipped: Count = Field(
+        10, description="steps in a row without a finite loss after which the run ends"
+    )
+
+    @field_validator("checkpoints", mode="before")
+    @classmethod
+    def _is_a_place(cls, value: object) -> object:
+        return _address(value)
 
     @model_validator(mode="after")
     def _saves_where_it_logs(self) -> TrainConfig:
@@ -302,14 +346,55 @@ class TrainConfig(_Section):
 class LaunchConfig(_Section):
     """How many workers, with what, and how DeepSpeed shards."""
 
-    workers: Count = 2
+    workers: Count = Field(2, description="processes that train together; the most, if elastic")
+    min_workers: Count | None = Field(
+        None,
+        description="elastic: go on with so few where nodes are lost, and with more as they come; "
+        "none: exactly as many as workers",
+    )
     cpus_per_worker: Positive = 1.0
     gpus_per_worker: Weight = Field(0.0, description="0 trains on CPUs with gloo")
     zero_stage: Literal[0, 1, 2, 3] = 1
+    offload: Literal["none", "optimizer", "parameters"] = Field(
+        "none",
+        description="to the host's memory: optimizer from zero_stage 1, parameters (and optimizer) "
+        "at 3",
+    )
+    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = Field(
+        "PACK", description="of the workers: on few nodes or on many, if possible or strictly"
+    )
     max_failures: NonNegative = Field(2, description="restarts of the worker group")
+    hang_s: Annotated[float, Field(ge=1)] = Field(
+        120.0, description="seconds without a step after which a worker is restarted"
+    )
     address: str | None = Field(
         None, description="of a Ray cluster, such as auto; none: a local one"
     )
+
+
+class TrackConfig(_Section):
+    """What shows a run while it goes on, beside metrics.jsonl and Prometheus."""
+
+    tensorboard: bool = Field(False, description="write the run's tensorboard folder")
+    mlflow: str | None = Field(
+        None, description="MLflow's server, such as https://mlflow:5000, or a folder file:/..."
+    )
+    experiment: str = Field("pmg", min_length=1, description="MLflow's experiment")
+    panel_every: NonNegative = Field(
+        500, description="steps between pictures of patches and their translations; 0: none"
+    )
+
+    @field_validator("mlflow")
+    @classmethod
+    def _no_password(cls, value: str | None) -> str | None:
+        if value is not None and ("@" in value or "?" in value):
+            # Without the value: it may hold a password, which a message must not repeat.
+            raise PydanticCustomError(
+                "store",
+                "must not hold a user or password; MLflow reads MLFLOW_TRACKING_USERNAME, "
+                "MLFLOW_TRACKING_PASSWORD and MLFLOW_TRACKING_TOKEN",
+            )
+        return value
 
 
 class TranslateConfig(_Section):
@@ -340,6 +425,7 @@ class Config(_Section):
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     launch: LaunchConfig = LaunchConfig()
+    track: TrackConfig = TrackConfig()
     translate: TranslateConfig = TranslateConfig()
 
     @model_validator(mode="after")
@@ -355,10 +441,13 @@ class Config(_Section):
                     f"(2 to the power of model.downsamplings)"
                 )
         judged = 2 ** (self.discriminator.layers + self.discriminator.scales - 1)
-        if min(self.data.patch) < judged:
+        # Two more layers, 4 wide, lose two of CycleGAN's scores, and norm needs two at least.
+        times = 3 if self.model.architecture == "cyclegan" else 1
+        if min(self.data.patch) < times * judged:
             raise ValueError(
-                f"data.patch {list(self.data.patch)} must be at least {judged} along each axis "
-                f"(2 to the power of discriminator.layers + discriminator.scales - 1)"
+                f"data.patch {list(self.data.patch)} must be at least {times * judged} along each "
+                f"axis ({times} times 2 to the power of "
+                f"discriminator.layers + discriminator.scales - 1)"
             )
         if len(self.data.patch) != len(self.translate.tile):
             raise ValueError("data.patch and translate.tile must both be 2D or both 3D")
@@ -368,10 +457,42 @@ class Config(_Section):
                 f"loss.r1 {self.loss.r1} needs launch.zero_stage 0, 1 or 2: stage 3 can't take "
                 f"the gradient of a gradient"
             )
-        if self.train.batch % self.launch.workers:
+        return self
+
+    @model_validator(mode="after")
+    def _every_worker_gets_its_share(self) -> Config:
+        launch, accumulate = self.launch, self.train.accumulate
+        fewest = launch.workers if launch.min_workers is None else launch.min_workers
+        if fewest > launch.workers:
             raise ValueError(
-                f"train.batch {self.train.batch} must be a multiple of "
-                f"launch.workers {self.launch.workers}"
+                f"launch.min_workers {fewest} must be at most launch.workers {launch.workers}"
+            )
+        for workers in range(fewest, launch.workers + 1):
+            if self.train.batch % (workers * accumulate):
+                raise ValueError(
+                    f"train.batch {self.train.batch} must be a multiple of launch.workers {workers}"
+                    + (f" times train.accumulate {accumulate}" if accumulate > 1 else "")
+                    + (
+                        " and of every number of workers from launch.min_workers on"
+                        if fewest < launch.workers
+                        else ""
+                    )
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _deepspeed_can(self) -> Config:
+        launch = self.launch
+        if self.optim.clip and self.train.precision == "fp16":
+            raise ValueError(
+                f"optim.clip {self.optim.clip} needs train.precision float32 or bf16: DeepSpeed "
+                f"would clip gradients that are still scaled"
+            )
+        needed = {"none": 0, "optimizer": 1, "parameters": 3}[launch.offload]
+        if launch.zero_stage < needed:
+            raise ValueError(
+                f"launch.offload {launch.offload} needs launch.zero_stage {needed} or more, "
+                f"not {launch.zero_stage}"
             )
         return self
 

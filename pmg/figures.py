@@ -132,6 +132,8 @@ def _fill_losses(figure: Any, history: Sequence[Mapping[str, Any]]) -> None:
     steps = [record["step"] for record in history]
     for axis, (title, names) in zip(figure.subplots(2, 3).flat, _TERMS, strict=True):
         for name in names:
+            if name not in history[0]:  # CycleGAN has no VAE's terms
+                continue
             axis.plot(steps, [record[name] for record in history], label=name, linewidth=1)
         axis.set_title(title, fontsize=9)
         axis.tick_params(labelsize=7)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from pmg import networks, unit_networks
+from pmg import cyclegan_networks, networks, unit_networks
 from pmg.networks import Posterior
 from pmg.prior import MixturePrior
 from pmg.where import Where
@@ -53,6 +53,13 @@ _NETWORKS = {
         unit_networks.GeneratorHead,
         unit_networks.Generator,
         unit_networks.Discriminator,
+    ),
+    "cyclegan": _Networks(
+        cyclegan_networks.Encoder,
+        cyclegan_networks.EncoderTail,
+        cyclegan_networks.GeneratorHead,
+        cyclegan_networks.Generator,
+        cyclegan_networks.Discriminator,
     ),
 }
 

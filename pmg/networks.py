@@ -27,6 +27,7 @@ __all__ = [
     "Generator",
     "GeneratorHead",
     "Posterior",
+    "certain",
     "norm_layer",
 ]
 
@@ -39,6 +40,8 @@ _MIN_LOG_VAR, _MAX_LOG_VAR = -14.0, 4.0
 # A nearly deterministic start: at the published weights the learned variance ends near exp(-12),
 # and from 1 Adam would need thousands of steps to get there.
 _START_LOG_VAR = -8.0
+# A standard deviation of 1e-13: samples are the mean to the last bit, and the KL stays finite.
+_NO_WIDTH_LOG_VAR = -60.0
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,11 @@ class Posterior:
     def sample(self, noise: Tensor) -> Tensor:
         """mean + std * noise, for standard normal noise [B, C, *s]."""
         return self.mean + torch.exp(0.5 * self.log_var) * noise
+
+
+def certain(mean: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and log variance of a posterior whose samples are its mean."""
+    return mean, torch.full_like(mean, _NO_WIDTH_LOG_VAR)
 
 
 class Encoder(nn.Module):
@@ -75,10 +83,8 @@ class Encoder(nn.Module):
         for down in self.downs:
             h = down(h)
         h = _add_position(h, self.position, where)
-        mean, log_var = self.tail(self.blocks(h))
-        if self.skip is not None:
-            mean = mean + self.skip.analyse(x.float())
-        return Posterior(mean, log_var)
+        linear = None if self.skip is None else self.skip.analyse(x.float())
+        return Posterior(*self.tail(self.blocks(h), linear))
 
 
 class EncoderTail(nn.Module):
@@ -89,16 +95,28 @@ class EncoderTail(nn.Module):
         width = config.width * 2**config.downsamplings
         shared = config.shared_blocks
         self.blocks = nn.Sequential(*[Block(config, dims, width) for _ in range(shared)])
+        self.certain = config.posterior == "none"
         self.mean = _conv(dims, width, config.latent_channels, 1)
+        self.gain: nn.Module | None = None
         if config.skip:
             _zero(self.mean)
+            self.gain = _zero(_conv(dims, width, config.latent_channels, 1))
         self.log_var: nn.Module | None = None
         if config.posterior == "learned":
             self.log_var = _zero(_conv(dims, width, config.latent_channels, 1))
 
-    def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, h: Tensor, linear: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mean and log variance. linear: what the linear path gives, [B, C, *s], if there is one.
+
+        It is weighed frequency by frequency at every position: to leave noise out of z is one
+        factor there, by tissue, and not a copy of the noise to be subtracted.
+        """
         h = F.silu(self.blocks(h))
         mean = self.mean(h).float()
+        if self.gain is not None and linear is not None:
+            mean = mean + (1 + self.gain(h).float()) * linear
+        if self.certain:
+            return certain(mean)
         if self.log_var is None:
             return mean, torch.zeros_like(mean)
         return mean, (_START_LOG_VAR + self.log_var(h).float()).clamp(_MIN_LOG_VAR, _MAX_LOG_VAR)

@@ -73,7 +73,7 @@ class _Tainted(TorchFunctionMode):
 
 
 _CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-_TRANSPOSED_CONVOLUTION = ("input", "weight", "bias", "stride", "padding")
+_TRANSPOSED_CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "output_padding")
 _POOL = ("input", "kernel_size", "stride", "padding")
 
 
@@ -107,9 +107,21 @@ def _convolved(
     return math.ceil((taint + _largest(padding)) / step)
 
 
-def _transposed(taint: int, *, weight: Tensor, stride: Any = 1, padding: Any = 0, **_: Any) -> int:
-    """Input i writes to outputs i * stride - padding + (0 ... kernel - 1)."""
-    return max(0, (taint - 1) * _largest(stride) + max(weight.shape[2:]) - _largest(padding))
+def _transposed(
+    taint: int,
+    *,
+    weight: Tensor,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    **_: Any,
+) -> int:
+    """Input i writes to outputs i * stride - padding + (0 ... kernel - 1).
+
+    With output_padding the far border lies that much further out.
+    """
+    written = (taint - 1) * _largest(stride) + max(weight.shape[2:])
+    return max(0, written - _largest(padding) + _largest(output_padding))
 
 
 def _interpolated(taint: int, before: Tensor, after: Tensor, mode: str) -> int:

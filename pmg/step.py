@@ -6,7 +6,7 @@ is shared by the terms that need it; the equations stand in `generator_loss`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -40,7 +40,7 @@ from pmg.window import Window, window_of
 if TYPE_CHECKING:
     from pmg.config import Config, LossConfig
 
-__all__ = ["Pair", "discriminator_loss", "generator_loss", "train_step"]
+__all__ = ["Outcome", "Pair", "discriminator_loss", "generator_loss", "train_step"]
 
 _DOMAINS: tuple[Domain, Domain] = (1, 2)
 
@@ -55,6 +55,13 @@ class Pair:
     x: dict[Domain, Tensor]
     where: dict[Domain, Where]
     noise: Tensor
+
+    def parts(self, count: int) -> Iterator[Pair]:
+        """The batch in `count` equal micro-batches, one after the other."""
+        size = self.noise.shape[1] // count
+        for part in (slice(k * size, (k + 1) * size) for k in range(count)):
+            where = {i: Where(w.start_mm[part], w.spacing_mm) for i, w in self.where.items()}
+            yield Pair({i: x[part] for i, x in self.x.items()}, where, self.noise[:, part])
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,8 @@ def generator_loss(
             + lambda4 E[-log p_Gi(x_i given z ~ q_j(x_i->j))]
 
     With lambda_change also the HU that translation changes, with lambda_gradient the differences
-    of neighbours that it changes; the paper has neither.
+    of neighbours that it changes, with lambda_identity what the translator to domain i changes in
+    x_i; the paper has none of them. VAE_i and both KL are left out where their weights are 0.
 
     kl_scale: 0 to 1, the KL warm-up. `translated[i]` is x_j->i, at the place of x_j.
     """
@@ -95,11 +103,14 @@ def generator_loss(
 
     q = {i: model.encode(i, x[i], where[i]) for i in _DOMAINS}
     z = {i: q[i].sample(pair.noise[i - 1]) for i in _DOMAINS}
-    x_self, x_cross = {}, {}
+    x_self, x_cross = {}, {}  # G_i(z_i), G_i(z_j)
     for i in _DOMAINS:
-        both = torch.cat([z[i], z[other(i)]])
-        decoded = model.decode(i, both, _concatenate(where[i], where[other(i)]))
-        x_self[i], x_cross[i] = decoded.chunk(2)  # G_i(z_i), G_i(z_j)
+        j = other(i)
+        if loss.lambda_reconstruction:
+            decoded = model.decode(i, torch.cat([z[i], z[j]]), _concatenate(where[i], where[j]))
+            x_self[i], x_cross[i] = decoded.chunk(2)
+        else:
+            x_cross[i] = model.decode(i, z[j], where[j])
 
     lambda_translated = (
         loss.lambda_cycle_kl if loss.cycle_kl_weight == "lambda3" else loss.lambda_cycle
@@ -114,17 +125,19 @@ def generator_loss(
         j = other(i)
         q_cycle = model.encode(j, x_cross[j], where[i])  # q_j(z given x_i->j)
         x_cycle = model.decode(i, q_cycle.sample(pair.noise[i + 1]), where[i])
-        kl_i = kl(q[i])
         counts = calcium_weight(x[i], window, loss.calcium_hu, loss.calcium_weight)
-        add(f"vae{i}.kl", kl_scale * loss.lambda_kl, kl_i)
-        add(
-            f"vae{i}.reconstruction",
-            loss.lambda_reconstruction,
-            likelihood(x_self[i], x[i], counts),
-        )
-        add(f"cycle{i}.kl", kl_scale * loss.lambda_cycle_kl, kl_i)
-        add(f"cycle{i}.kl_translated", kl_scale * lambda_translated, kl(q_cycle))
+        if loss.lambda_kl or loss.lambda_cycle_kl:
+            kl_i = kl(q[i])
+            add(f"vae{i}.kl", kl_scale * loss.lambda_kl, kl_i)
+            add(f"cycle{i}.kl", kl_scale * loss.lambda_cycle_kl, kl_i)
+            add(f"cycle{i}.kl_translated", kl_scale * lambda_translated, kl(q_cycle))
+        if loss.lambda_reconstruction:
+            reconstructed = likelihood(x_self[i], x[i], counts)
+            add(f"vae{i}.reconstruction", loss.lambda_reconstruction, reconstructed)
         add(f"cycle{i}.reconstruction", loss.lambda_cycle, likelihood(x_cycle, x[i], counts))
+        if loss.lambda_identity:
+            unchanged, _ = model.translate(j, x[i], where[i])
+            add(f"identity{i}", loss.lambda_identity, likelihood(unchanged, x[i], counts))
         if loss.lambda_change:
             add(f"change{i}", loss.lambda_change, change(x_cross[j], x[i], window))
         if loss.lambda_gradient:
@@ -142,15 +155,18 @@ def discriminator_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """D's side of GAN_1 and GAN_2 on real x_i and translated G_i(z_j), which carry no gradient.
 
-    With r1 also the penalty on D's gradient at x_i: seldom, and then as heavy as those left out.
+    Both go through D in one pass. With r1 also the penalty on D's gradient at x_i: seldom, and then
+    as heavy as those left out.
     """
     adversarial = ADVERSARIAL[loss.adversarial]
     terms, penalties = {}, {}
     penalised = loss.r1 > 0 and step % loss.r1_every == 0
     for i in _DOMAINS:
         x = pair.x[i].detach().requires_grad_(penalised)
-        real = critic.scores(i, x, pair.where[i])
-        fake = critic.scores(i, translated[i].detach(), pair.where[other(i)])
+        both = torch.cat([x, translated[i].detach()])
+        places = _concatenate(pair.where[i], pair.where[other(i)])
+        scores = [one.chunk(2) for one in critic.scores(i, both, places)]
+        real, fake = [r for r, _ in scores], [f for _, f in scores]
         terms[f"gan{i}.discriminator"] = adversarial.discriminator(real, fake)
         if penalised:
             penalties[f"gan{i}.r1"] = loss.r1_every * loss.r1 * gradient_penalty(real, x)
@@ -162,8 +178,11 @@ def discriminator_loss(
 
 def train_step(
     translator: Engine, critic: Engine, pair: Pair, step: int, config: Config
-) -> dict[str, Tensor]:
-    """Update E, G and the prior, then D, on one batch. Returns every term by name, detached.
+) -> Outcome:
+    """Update E, G and the prior, and D, on one batch; both or neither, and all ranks alike.
+
+    An update is left out where any rank met a loss or a gradient that is not finite. The host
+    learns of it when it asks for the outcome: nothing here waits for the device.
 
     The generator's loss calls D's bare module with frozen parameters, never its engine: through
     the engine DeepSpeed 0.19 raises at ZeRO 0 to 2 and gives wrong numbers at 3.
@@ -171,20 +190,69 @@ def train_step(
     factor = learning_rate_factor(step, config.train.steps, config.optim)
     warmup = config.loss.kl_warmup_steps
     kl_scale = min(1.0, (step + 1) / warmup) if warmup else 1.0
-
     window = window_of(config.data)
+    measured: list[dict[str, Tensor]] = []
+    suspects: list[Tensor] = []
 
-    critic.module.requires_grad_(False)
-    forward = translator.run(generator_loss, critic.module, pair, config.loss, window, kl_scale)
-    translator.update(forward.loss, config.optim.lr * factor)
-    critic.module.requires_grad_(True)
+    for part in pair.parts(config.train.accumulate):
+        critic.module.requires_grad_(False)
+        forward = translator.run(generator_loss, critic.module, part, config.loss, window, kl_scale)
+        translator.backward(forward.loss)
+        critic.module.requires_grad_(True)
 
-    loss, terms = critic.run(discriminator_loss, pair, forward.translated, config.loss, step)
-    critic.update(loss, config.optim.lr_discriminator * factor)
+        loss, terms = critic.run(discriminator_loss, part, forward.translated, config.loss, step)
+        critic.backward(loss)
 
-    measured = forward.terms | terms | translator.run(_latent_health, forward.posterior)
-    measured["total"] = forward.loss
-    return {name: value.detach() for name, value in measured.items()}
+        terms = forward.terms | terms | translator.run(_latent_health, forward.posterior)
+        measured.append(_detached(terms | {"total": forward.loss}))
+        suspects.append(_not_finite_samples(part, forward.translated))
+
+    terms = {name: torch.stack([m[name] for m in measured]).mean(dim=0) for name in measured[0]}
+    own = torch.stack([t.float() for t in terms.values()])
+    wrong = ~torch.isfinite(own).all()
+    own_fault = translator.fault() | critic.fault()
+    wrong, fault = translator.anywhere(torch.stack([wrong, own_fault])).unbind()
+    skip = torch.maximum(wrong, fault)
+    # In fp16 gradients overflow now and then, which halves the scale and is no defect.
+    counted = torch.maximum(wrong, fault * (translator.scale.value <= 1))
+    translator.step(config.optim.lr * factor, skip)
+    critic.step(config.optim.lr_discriminator * factor, skip)
+    bad_terms = ~torch.isfinite(own)
+    return Outcome(terms, skip, counted, bad_terms, own_fault, torch.cat(suspects))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one step gave, on the device.
+
+    terms: every loss term by name, detached, the mean over this rank's micro-batches.
+    skipped: 1 where no rank updated anything, since a loss or a gradient was not finite on some.
+    counted: the same, less the overflows that a loss scale is there for.
+    bad_terms, bad_gradient, bad_samples: which terms, whether any gradient, and which samples of
+    this rank were not finite.
+    """
+
+    terms: dict[str, Tensor]
+    skipped: Tensor
+    counted: Tensor
+    bad_terms: Tensor
+    bad_gradient: Tensor
+    bad_samples: Tensor
+
+
+@torch.no_grad()
+def _not_finite_samples(pair: Pair, translated: dict[Domain, Tensor]) -> Tensor:
+    """Which samples have a number that is none in their patches or translations: [B].
+
+    No network mixes samples, so that this names the one that brought it in.
+    """
+    involved = [*pair.x.values(), translated[1], translated[2]]
+    sums = [x.flatten(1).sum(dim=1, dtype=torch.float32) for x in involved]
+    return ~torch.isfinite(torch.stack(sums)).all(dim=0)
+
+
+def _detached(terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach() for name, value in terms.items()}
 
 
 @torch.no_grad()

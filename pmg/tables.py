@@ -9,10 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from rich.table import Table
+
 from pmg.evaluate import CaseResult
 from pmg.summary import CANDIDATES, Row, Value, per_case
 
-__all__ = ["number", "shown", "span", "write_tables"]
+__all__ = ["console_table", "digits", "number", "shown", "span", "write_tables"]
+
+_WIDE = 130  # characters
 
 Record = Mapping[str, str | float | None]
 
@@ -26,6 +30,23 @@ def write_tables(folder: Path, rows: Sequence[Row], results: Sequence[CaseResult
     _write(folder / "cases", [_finite(asdict(row)) for row in per_case(results)])
 
 
+def console_table(rows: Sequence[Row], width: int) -> Table:
+    """The figures; what a row is over only where a terminal of so many characters has room."""
+    candidates = shown(rows)
+    table = Table()
+    for title in ("", "unit", *candidates.values(), "truth"):
+        table.add_column(title, no_wrap=title == "")
+    wide = width >= _WIDE
+    if wide:
+        table.add_column("")
+    for row in rows:
+        values = [getattr(row, name) for name in candidates]
+        cells = [f"{number(value)}\n{span(value)}".rstrip() for value in values]
+        note = [row.note] if wide else []
+        table.add_row(row.name, row.unit, *cells, number(row.truth), *note)
+    return table
+
+
 def shown(rows: Sequence[Row]) -> dict[str, str]:
     """Those of the candidates that any row has, with their titles."""
     return {
@@ -37,17 +58,18 @@ def shown(rows: Sequence[Row]) -> dict[str, str]:
 
 def number(value: Value | None) -> str:
     """One decimal from 10 on, three significant digits below; nothing for None."""
-    return "" if value is None else _digits(value.value)
+    return "" if value is None else digits(value.value)
 
 
 def span(value: Value | None) -> str:
     """The interval, nothing where there is none."""
     if value is None or value.interval is None:
         return ""
-    return " to ".join(_digits(end) for end in value.interval)
+    return " to ".join(digits(end) for end in value.interval)
 
 
-def _digits(value: float) -> str:
+def digits(value: float) -> str:
+    """One decimal from 10 on, three significant digits below."""
     if not math.isfinite(value) or abs(value) >= 10 or value == 0:
         return f"{value:.1f}"
     return f"{value:.{2 - math.floor(math.log10(abs(value)))}f}" if abs(value) >= 1e-3 else "0.000"

@@ -53,8 +53,8 @@ class _Axis:
 def blend(
     function: TileFunction, volume: HU | Tensor, tiling: Tiling, progress: Progress | None = None
 ) -> Tensor:
-    """All of `blended_slices` in one tensor, float32 of the volume's shape."""
-    return torch.stack(list(blended_slices(function, volume, tiling, progress)))
+    """All of `blended_slices` in one tensor: [N, *volume's shape], float32."""
+    return torch.stack(list(blended_slices(function, volume, tiling, progress)), dim=1)
 
 
 def blended_slices(
@@ -62,11 +62,11 @@ def blended_slices(
 ) -> Iterator[Tensor]:
     """Apply `function` to tiles of `volume`; yield its blended output one slice after another.
 
-    volume: [N, *S], with as many axes as the tiling. function: (tiles [B, 1, *seen] float32, starts
-    [B, axes], the index of each tile's first voxel) -> [B, 1, *seen]. The volume is continued by
-    its border values to a multiple of the stride.
+    volume: [Z, *S], with as many axes as the tiling. function: (tiles [B, 1, *seen] float32, starts
+    [B, axes], the index of each tile's first voxel) -> [B, N, *seen], N images at once. The volume
+    is continued by its border values to a multiple of the stride.
     progress is called with (tiles done, tiles in all).
-    Yields N times [*S], float32. No more is held than the slices that a batch of tiles covers,
+    Yields Z times [N, *S], float32. No more is held than the slices that a batch of tiles covers,
     however many slices there are.
     """
     shape = tuple(volume.shape)
@@ -78,13 +78,13 @@ def blended_slices(
     ]
     choices = list(product(*(range(len(axis.starts)) for axis in axes)))
     sums: dict[int, Tensor] = {}
-    inside = tuple(slice(n) for n in shape[1:])
+    inside = (slice(None), *(slice(n) for n in shape[1:]))
     for first in range(0, len(choices), tiling.batch):
         chosen = choices[first : first + tiling.batch]
         starts = [[axis.starts[k] for axis, k in zip(axes, c, strict=True)] for c in chosen]
         tiles = torch.stack([_cut(volume, start, axes) for start in starts]).unsqueeze(1)
         outputs = function(tiles, torch.tensor(starts))
-        for choice, start, output in zip(chosen, starts, outputs[:, 0], strict=True):
+        for choice, start, output in zip(chosen, starts, outputs, strict=True):
             _add(sums, output.float(), start, choice, axes, shape)
         done = first + len(chosen)
         if progress is not None:
@@ -172,12 +172,12 @@ def _add(
     window = torch.ones(())
     for axis, k in zip(axes[1:], choice[1:], strict=True):
         window = window.unsqueeze(-1) * axis.weights[k]
-    box = tuple(slice(s, s + axis.seen) for s, axis in zip(start[1:], axes[1:], strict=True))
+    box = [slice(s, s + axis.seen) for s, axis in zip(start[1:], axes[1:], strict=True)]
     extents = [axis.starts[-1] + axis.seen for axis in axes[1:]]
     for depth, weight in enumerate(axes[0].weights[choice[0]]):
         z = start[0] + depth
         if weight == 0 or z >= shape[0]:
             continue
         if z not in sums:
-            sums[z] = torch.zeros(extents)
-        sums[z][box] += output[depth].cpu() * (window * weight)
+            sums[z] = torch.zeros(len(output), *extents)
+        sums[z][:, *box] += output[:, depth].cpu() * (window * weight)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,20 +13,57 @@ from torch import Tensor
 
 from pmg.config import Config
 from pmg.model import Domain, Translator, other
+from pmg.networks import Posterior
+from pmg.noise import PlaceNoise
 from pmg.prior import responsibilities
 from pmg.reach import reach
 from pmg.tiles import Progress, Tiling, blended_slices, continued
-from pmg.weights import load_translator
+from pmg.weights import load_translator, model_folder
 from pmg.where import Where
 from pmg.window import window_of
 from storage.body import body_mask, frame_origin
 from storage.grid import canonical, reorder_like, resample, resample_like, same_grid
 from storage.volume import Volume
 
-__all__ = ["GridSlice", "VolumeTranslator"]
+__all__ = ["GridSlice", "Translation", "VolumeTranslator", "Wanted"]
 
 _LOW_HU = -1024
 _SLICES = 64  # at a time from the model's grid to the source's
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a translation is to be, beside deterministic.
+
+    samples: 0 translates the posterior's mean; n >= 2 draws n latents from the posterior: the mean
+    of their translations is given, and their standard deviation as uncertainty. seed: of their
+    noise. responsibilities: also how much each component of the mixture explains every place.
+    """
+
+    samples: int = 0
+    seed: int = 0
+    responsibilities: bool = False
+
+    def __post_init__(self) -> None:
+        if self.samples < 0 or self.samples == 1:
+            raise ValueError(
+                f"samples {self.samples}: expected 0, the posterior's mean, or at least 2, of "
+                f"which a mean and a standard deviation can be taken"
+            )
+
+
+@dataclass(frozen=True)
+class Translation:
+    """A translated volume, and what was wanted beside it; all on the source's grid.
+
+    volume: int16 HU. uncertainty: float32, the standard deviation of the samples in HU, 0 outside
+    of the body; None without samples. responsibilities: of every component, uint8 percent, which
+    add up to 100 but for rounding; empty if not wanted.
+    """
+
+    volume: Volume
+    uncertainty: Volume | None = None
+    responsibilities: tuple[Volume, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,7 +96,7 @@ class VolumeTranslator:
     @classmethod
     def open(cls, model: Path, source: int, device: str = "auto") -> VolumeTranslator:
         """From the folder of a run, or of its model. device: auto takes a GPU if there is one."""
-        folder = model / "model" if (model / "model").is_dir() else model
+        folder = model_folder(model)
         name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         chosen = torch.device(name)
         translator, config = load_translator(folder, chosen)
@@ -70,31 +107,63 @@ class VolumeTranslator:
         return self._config
 
     @property
+    def source(self) -> Domain:
+        """The domain that it translates from."""
+        return self._source
+
+    @property
     def spacing_mm(self) -> tuple[float, float, float]:
         """Of the model's grid, z, y, x."""
         return self._spacing_mm
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return self._device
 
     def reversed(self) -> VolumeTranslator:
         """The same model in the other direction."""
         return VolumeTranslator(self._model, self._config, other(self._source), self._device)
 
     def translate(self, volume: Volume, progress: Progress | None = None) -> Volume:
-        """The volume in the other domain, on its own grid, int16 HU.
+        """The volume in the other domain, on its own grid, int16 HU; by the posterior's mean.
 
         What the model changes is computed on the model's grid and added to the source. Detail finer
         than that grid is thereby kept as it is, and so is all that lies outside the body.
         """
+        return self.predict(volume, progress=progress).volume
+
+    def predict(
+        self, volume: Volume, wanted: Wanted | None = None, progress: Progress | None = None
+    ) -> Translation:
+        """As `translate`, with what is `wanted` beside the translation."""
+        wanted = Wanted() if wanted is None else wanted
         grid = self.on_grid(volume)
-        change = Volume(np.zeros(grid.shape, np.float32), grid.affine)
         body = body_mask(grid)
-        for z, target in enumerate(self._translated_slices(grid, body, progress)):
+        change = Volume(np.zeros(grid.shape, np.float32), grid.affine)
+        spread = _empty(grid, np.float32) if wanted.samples else None
+        shares = [
+            _empty(grid, np.uint8)
+            for _ in range(self._model.prior.components * wanted.responsibilities)
+        ]
+        for z, images in self._translated_slices(grid, body, wanted, progress):
+            inside = body[z]
+            target, *more = images
             seen = np.clip(grid.hu[z], self._window.low_hu, self._window.high_hu)  # not of metal
-            change.hu[z] = np.where(body[z], target - seen.astype(np.float32), 0)
+            change.hu[z] = np.where(inside, target - seen.astype(np.float32), 0)
+            if spread is not None:
+                spread.hu[z] = np.where(inside, more.pop(0), 0)
+            for share, image in zip(shares, more, strict=True):
+                share.hu[z] = np.rint(100 * image)
         hu = np.empty(volume.shape, np.int16)
         for part, own in _parts_like(change, volume):
             changed = np.rint(volume.hu[part] + own)
             hu[part] = np.clip(changed, _LOW_HU, np.iinfo(np.int16).max)
-        return Volume(hu, volume.affine)
+        return Translation(
+            Volume(hu, volume.affine),
+            None if spread is None else _like(spread, volume),
+            tuple(_like(share, volume) for share in shares),
+        )
 
     def slice(self, volume: Volume, z_mm: float, truth: Volume | None = None) -> GridSlice:
         """What the model sees and makes of the axial slice at z_mm (LPS), nearest in the volume."""
@@ -155,23 +224,87 @@ class VolumeTranslator:
         return torch.cat([x, x[:, -1:].expand(-1, missing, -1, -1)], dim=1) if missing else x
 
     def _translated_slices(
-        self, grid: Volume, body: NDArray[np.bool_], progress: Progress | None
-    ) -> Iterator[NDArray[np.float32]]:
-        """The grid's slices in the other domain, [Y, X] HU, one after another."""
+        self,
+        grid: Volume,
+        body: NDArray[np.bool_],
+        wanted: Wanted,
+        progress: Progress | None,
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """The index of every slice that holds body, and its images [N, Y, X].
+
+        The translation in HU, their standard deviation if there are samples, the responsibilities
+        if wanted. Only the box round the body is computed, and as far round it as the network sees;
+        the images are 0 outside of it, the responsibilities too.
+        """
+        if not body.any():
+            return
+        around = self._model.slices // 2 if self._flat else self._reach
+        step = 1 if self._flat else self._model.stride
+        plane = (self._reach, self._model.stride)
+        box = _box_round(body, ((around, step), plane, plane))
         start_mm = self._frame_start_mm(grid, body)
+        corner = torch.tensor([part.start for part in box])
+        noise = PlaceNoise(wanted.seed, self._model.prior.mean.shape[1])
 
         def run(tiles: Tensor, starts: Tensor) -> Tensor:
+            starts = starts + corner
             x = self._window.to_unit(tiles.to(self._device))
             x = self._stacked(x.squeeze(1)) if self._flat else x
             with torch.inference_mode():
-                translated, _ = self._model.translate(
-                    self._source, x, self._where(starts, start_mm)
-                )
-                hu = self._window.to_hu(translated).cpu()
-            return hu[:, None, : tiles.shape[2]] if self._flat else hu
+                where = self._where(starts, start_mm)
+                images = self._images(x, starts, where, wanted, noise)
+            # The slices of a 2.5D stack are channels of its image.
+            return torch.stack([image[:, : tiles.shape[2]].cpu() for image in images], dim=1)
 
-        for hu in blended_slices(run, grid.hu, self._tiling(), progress):
-            yield hu.numpy()
+        slices = blended_slices(run, grid.hu[box], self._tiling(), progress)
+        for z, images in enumerate(slices, start=box[0].start):
+            whole = np.zeros((len(images), *grid.shape[1:]), np.float32)
+            whole[:, box[1], box[2]] = images.numpy()
+            yield z, whole
+
+    def _images(
+        self, x: Tensor, starts: Tensor, where: Where, wanted: Wanted, noise: PlaceNoise
+    ) -> list[Tensor]:
+        """The images of a batch of tiles, each [B, d, h, w]."""
+        target = other(self._source)
+
+        def decoded(z: Tensor) -> Tensor:
+            hu = self._window.to_hu(self._model.decode(target, z, where))
+            return hu if self._flat else hu[:, 0]
+
+        q = self._model.encode(self._source, x, where)
+        if not wanted.samples:
+            images = [decoded(q.mean)]
+        else:  # Welford: no sample is kept
+            mean = squares = torch.zeros(())
+            for n in range(wanted.samples):
+                hu = decoded(q.sample(self._noise(noise, n, starts, q.mean)))
+                previous, mean = mean, mean + (hu - mean) / (n + 1)
+                squares = squares + (hu - previous) * (hu - mean)
+            images = [mean, torch.sqrt(squares / (wanted.samples - 1))]
+        if wanted.responsibilities:
+            images += self._shares(q, images[0])
+        return images
+
+    def _noise(self, noise: PlaceNoise, sample: int, starts: Tensor, like: Tensor) -> Tensor:
+        """Of a batch of tiles, [B, C, *s]."""
+        stride = self._model.stride
+        drawn = []
+        for z, y, x in starts.tolist():
+            depth = 1 if self._flat else like.shape[2]
+            first = (z if self._flat else z // stride, y // stride, x // stride)
+            drawn.append(noise.at(sample, first, (depth, *like.shape[-2:])))
+        stacked = torch.stack(drawn).to(like.device)
+        return stacked[:, :, 0] if self._flat else stacked
+
+    def _shares(self, q: Posterior, like: Tensor) -> list[Tensor]:
+        """Responsibilities of every component at the voxels of their latent position."""
+        shares = responsibilities(q.mean, q.log_var, self._model.prior.mixture())
+        for axis in range(2, shares.dim()):
+            shares = shares.repeat_interleave(self._model.stride, axis)
+        if self._flat:
+            shares = shares.unsqueeze(2).expand(-1, -1, like.shape[1], -1, -1)
+        return list(shares.unbind(dim=1))
 
     def _tiling(self) -> Tiling:
         config, stride = self._config.translate, self._model.stride
@@ -187,6 +320,33 @@ class VolumeTranslator:
             overlap=config.overlap,
             batch=config.batch,
         )
+
+
+def _box_round(body: NDArray[np.bool_], axes: Sequence[tuple[int, int]]) -> tuple[slice, ...]:
+    """The body's box and a margin round it, at multiples of a step; margin and step of each axis.
+
+    At its border the network sees padding instead of what is there, as it does at the volume's end.
+    """
+    box = []
+    for axis, (margin, step) in enumerate(axes):
+        others = tuple(a for a in range(body.ndim) if a != axis)
+        found = np.flatnonzero(body.any(axis=others))
+        first = max(int(found[0]) - margin, 0) // step * step
+        stop = -(-(int(found[-1]) + 1 + margin) // step) * step
+        box.append(slice(first, min(stop, body.shape[axis])))
+    return tuple(box)
+
+
+def _empty(grid: Volume, dtype: type) -> Volume:
+    return Volume(np.zeros(grid.shape, dtype), grid.affine)
+
+
+def _like(image: Volume, volume: Volume) -> Volume:
+    """The image on the volume's grid, of its own type."""
+    values = np.empty(volume.shape, image.hu.dtype)
+    for part, own in _parts_like(image, volume):
+        values[part] = np.rint(own) if values.dtype == np.uint8 else own
+    return Volume(values, volume.affine)
 
 
 def _parts_like(volume: Volume, reference: Volume) -> Iterator[tuple[slice, NDArray[np.float32]]]:

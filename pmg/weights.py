@@ -12,7 +12,7 @@ from pmg.config import Config, load_config
 from pmg.model import Translator
 from pmg.training import build_modules
 
-__all__ = ["WEIGHTS", "ModelError", "load_translator", "save_translator"]
+__all__ = ["WEIGHTS", "ModelError", "load_translator", "model_folder", "save_translator"]
 
 WEIGHTS = "model.safetensors"
 _CONFIG = "config.yaml"
@@ -20,6 +20,12 @@ _CONFIG = "config.yaml"
 
 class ModelError(ValueError):
     """A folder that holds no trained model, or one that does not fit its configuration."""
+
+
+def model_folder(run_or_model: Path) -> Path:
+    """The model's folder of a run, or the folder itself where it is a model's."""
+    inner = run_or_model / "model"
+    return inner if inner.is_dir() else run_or_model
 
 
 def save_translator(model: Translator, config: Config, folder: Path) -> None:

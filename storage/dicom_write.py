@@ -68,7 +68,14 @@ _DERIVATION = (
 )
 
 
-def write_series(volume: Volume, folder: Path, header: Dataset | Sequence[Dataset]) -> list[Path]:
+def write_series(
+    volume: Volume,
+    folder: Path,
+    header: Dataset | Sequence[Dataset],
+    *,
+    slope: float = 1.0,
+    unit: str = "HU",
+) -> list[Path]:
     """Write the volume as CT Image Storage files, one per index of axis 0, into a new folder.
 
     `header` states patient, study, series, frame of reference and equipment: one dataset for all
@@ -78,7 +85,8 @@ def write_series(volume: Volume, folder: Path, header: Dataset | Sequence[Datase
     are new if missing. Axis 0 may point anywhere: it is the slices' normal.
 
     HU are stored as signed 16 bit with slope 1 and intercept 0, so that every int16 is exact;
-    float32 is rounded and clipped to that.
+    float32 is rounded and clipped to that. Images of other values state a finer `slope` and their
+    `unit`, a Rescale Type of C.11.1.1.2 such as PCT.
 
     The folder appears under its name when all its files are written. Returns them in slice order.
     Raises GeometryError for a sheared or non-finite affine, ValueError for non-finite HU or a
@@ -86,7 +94,7 @@ def write_series(volume: Volume, folder: Path, header: Dataset | Sequence[Datase
     """
     require_orthogonal(volume.affine, folder)
     headers = _per_slice(header, len(volume.hu))
-    pixels = _stored(volume.hu, folder)
+    pixels = _stored(volume.hu, folder, slope)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists and is not an empty folder; choose a new one")
 
@@ -98,6 +106,7 @@ def write_series(volume: Volume, folder: Path, header: Dataset | Sequence[Datase
         names = [f"CT_{number:04d}.dcm" for number in range(1, len(pixels) + 1)]
         for index, (name, own) in enumerate(zip(names, headers, strict=True)):
             instance = _instance(own, series_wide, volume.affine, index, pixels[index])
+            instance.RescaleSlope, instance.RescaleType = _decimal(slope), unit
             instance.save_as(partial / name, enforce_file_format=True)
         os.replace(partial, folder)
     except BaseException:
@@ -107,7 +116,12 @@ def write_series(volume: Volume, folder: Path, header: Dataset | Sequence[Datase
 
 
 def derived_headers(
-    source_headers: Sequence[Dataset], *, series_description: str, number_offset: int = 1000
+    source_headers: Sequence[Dataset],
+    *,
+    series_description: str,
+    number_offset: int = 1000,
+    derivation: str = _DERIVATION,
+    window: tuple[int, int] = (40, 400),
 ) -> list[Dataset]:
     """Headers for a synthetic series computed from another series, slice by slice.
 
@@ -118,7 +132,10 @@ def derived_headers(
 
     source_headers: one per slice, as `read_series` gives them, or what `deidentified` left of them:
     where that says that times were removed, none is written either. `number_offset` is added to the
-    source's series number. Raises ValueError if there are none or the description is longer than
+    source's series number. derivation: Derivation Description (0008,2111), what was computed and
+    that it is not for diagnosis. window: centre and width to show it with.
+
+    Raises ValueError if there are no headers or the description is longer than
     the 64 characters of its value representation.
     """
     if not source_headers:
@@ -150,12 +167,12 @@ def derived_headers(
 
         derived.ImageType = ["DERIVED", "SECONDARY", "AXIAL"]
         derived.SyntheticData = "YES"  # (0008,001C), new in 2023: older validators do not know it
-        derived.DerivationDescription = _DERIVATION
+        derived.DerivationDescription = derivation
         # Text burnt into the source's pixels is carried through by the translation. Where the
         # source does not say, nobody knows.
         if source.get("BurnedInAnnotation") in ("YES", "NO"):
             derived.BurnedInAnnotation = source.BurnedInAnnotation
-        derived.WindowCenter, derived.WindowWidth = 40, 400
+        derived.WindowCenter, derived.WindowWidth = window
         if "SOPInstanceUID" in source or "ConversionSourceAttributesSequence" in source:
             derived.SourceImageSequence = [_reference(source)]
         derived.ContributingEquipmentSequence = _equipment(source, now if timed else None)
@@ -272,7 +289,7 @@ def _instance(
     own.Rows, own.Columns = pixels.shape
     own.BitsAllocated, own.BitsStored, own.HighBit = 16, 16, 15
     own.PixelRepresentation = 1
-    own.RescaleSlope, own.RescaleIntercept, own.RescaleType = 1, 0, "HU"
+    own.RescaleIntercept = 0
     own.PixelData = pixels.astype("<i2").tobytes()
 
     instance = Dataset()
@@ -287,12 +304,13 @@ def _instance(
     return instance
 
 
-def _stored(hu: NDArray[np.generic], folder: Path) -> NDArray[np.int16]:
-    """HU rounded and clipped to int16."""
+def _stored(hu: NDArray[np.generic], folder: Path, slope: float) -> NDArray[np.int16]:
+    """HU, in steps of the slope, rounded and clipped to int16."""
     if not np.isfinite(hu).all():
         raise ValueError(f"{folder}: {np.sum(~np.isfinite(hu))} voxels are not finite; expected HU")
     limits = np.iinfo(np.int16)
-    stored: NDArray[np.int16] = np.clip(np.rint(hu), limits.min, limits.max).astype(np.int16)
+    steps = hu if slope == 1 else hu.astype(np.float64) / slope
+    stored: NDArray[np.int16] = np.clip(np.rint(steps), limits.min, limits.max).astype(np.int16)
     return stored
 
 

@@ -7,9 +7,11 @@ import math
 import os
 import uuid
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from struct import error as StructError
 from struct import unpack, unpack_from
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -72,8 +74,12 @@ def read_nifti(path: Path) -> Volume:
         return Volume(_scaled(stored, slope, intercept, path), affine)
 
 
-def write_nifti(volume: Volume, path: Path, *, source_path: Path | None = None) -> None:
+def write_nifti(
+    volume: Volume | Sequence[Volume], path: Path, *, source_path: Path | None = None
+) -> None:
     """Write the volume's values, of any numeric type (bool as uint8), as .nii or .nii.gz.
+
+    Several volumes on one grid make a file of four dimensions, the volumes along the last.
 
     With `source_path`, the NIfTI file that the volume comes from, the result has its very affine
     and axes in its order, but none of its words: descriptions and extensions may name the patient.
@@ -84,23 +90,24 @@ def write_nifti(volume: Volume, path: Path, *, source_path: Path | None = None) 
     """
     if not path.name.endswith((".nii", ".nii.gz")):
         raise ValueError(f"{path}: expected a name that ends in .nii or .nii.gz")
-    require_orthogonal(volume.affine, path)
-    values = volume.hu.astype(np.uint8) if volume.hu.dtype == bool else volume.hu
+    volumes = [volume] if isinstance(volume, Volume) else list(volume)
+    require_orthogonal(volumes[0].affine, path)
+    dtype = np.dtype(np.uint8) if volumes[0].hu.dtype == bool else volumes[0].hu.dtype
     if source_path is None:
-        image = nib.Nifti1Image(values.T, _ras(volume.affine), dtype=values.dtype)
+        image = nib.Nifti1Image(_voxels(volumes, dtype), _ras(volumes[0].affine), dtype=dtype)
         image.set_sform(image.affine, code="scanner")
         image.set_qform(image.affine, code="scanner")
         image.header.set_xyzt_units("mm")
     else:
         source = _open(source_path)
         grid = Volume(np.empty(source.shape[:3][::-1], np.uint8), _affine(source, source_path))
-        moved = reorder_like(Volume(values, volume.affine), grid)
-        if not same_grid(moved, grid):
+        moved = [reorder_like(one, grid) for one in volumes]
+        if not all(same_grid(one, grid) for one in moved):
             raise GeometryError(
-                f"{path}: the volume of shape {volume.shape} does not lie on the grid of "
+                f"{path}: the volume of shape {volumes[0].shape} does not lie on the grid of "
                 f"{source_path}, shape {grid.shape}; bring it there with resample_like first"
             )
-        image = nib.Nifti1Image(moved.hu.T, source.affine, source.header, dtype=values.dtype)
+        image = nib.Nifti1Image(_voxels(moved, dtype), source.affine, source.header, dtype=dtype)
         image.header["cal_min"] = image.header["cal_max"] = 0  # the source's window
         image.header.extensions.clear()
         for name in ("data_type", "db_name", "descrip", "aux_file", "intent_name"):
@@ -111,6 +118,13 @@ def write_nifti(volume: Volume, path: Path, *, source_path: Path | None = None) 
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _voxels(volumes: Sequence[Volume], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """[X, Y, Z] of one volume, [X, Y, Z, N] of several."""
+    if len(volumes) == 1:
+        return volumes[0].hu.astype(dtype, copy=False).T
+    return np.stack([one.hu.astype(dtype, copy=False).T for one in volumes], axis=3)
 
 
 def _open(path: Path) -> nib.Nifti1Image:

@@ -59,7 +59,7 @@ class _Scan:
     """One subject's place in a cohort."""
 
     name: str
-    role: str  # domain1, domain2 or test
+    role: str  # domain1, domain2, test or labelled
     index: int
     subject_seed: int
 
@@ -73,6 +73,7 @@ def write_cohort(
     *,
     phase: Phase = "portal",
     test_domain: Literal[1, 2] = 1,
+    labelled_subjects: int = 0,
     progress: Progress | None = None,
 ) -> Path:
     """Write an unpaired training set and a paired test set; returns the manifest's path.
@@ -81,7 +82,9 @@ def write_cohort(
     of other subjects. folder/test/NAME/source/*.dcm: non-contrast, and under truth/, all on the
     source's grid: target.nii.gz (int16 HU of `phase`, free of noise), source.nii.gz (the same
     without contrast), organs.nii.gz (uint8, `Label`), plaques.nii.gz (float32 share of each voxel)
-    and plaques.csv. folder/manifest.csv lists the training series: path,domain,phase.
+    and plaques.csv. folder/labelled/NAME/source/*.dcm: series in `phase` of further subjects, with
+    organs.nii.gz and plaques.nii.gz beside source/, to train a segmentation on.
+    folder/manifest.csv lists the training series of both domains: path,domain,phase.
 
     Every series has its own pose, field of view, table height, scan range, blur and noise (`vary`);
     no subject appears twice. The same arguments write the same bytes of pixel data and the same
@@ -90,15 +93,16 @@ def write_cohort(
     Raises ValueError for counts below 0, an unknown phase or a non-contrast target, and
     FileExistsError where a series' folder holds files already.
     """
-    if min(subjects_per_domain, test_subjects) < 0 or seed < 0:
+    if min(subjects_per_domain, test_subjects, labelled_subjects) < 0 or seed < 0:
         raise ValueError(
             f"seed {seed}, subjects_per_domain {subjects_per_domain}, test_subjects "
-            f"{test_subjects}: expected numbers of at least 0"
+            f"{test_subjects}, labelled_subjects {labelled_subjects}: expected numbers of at "
+            f"least 0"
         )
     if phase not in PHASES[1:]:
         raise ValueError(f"phase {phase!r}: expected one of {', '.join(PHASES[1:])}")
     base = protocol or Protocol()
-    scans = list(_plan(seed, subjects_per_domain, test_subjects))
+    scans = list(_plan(seed, subjects_per_domain, test_subjects, labelled_subjects))
     rows = []
     for done, scan in enumerate(scans, 1):
         subject = draw_subject(scan.subject_seed)
@@ -106,6 +110,10 @@ def write_cohort(
         place = folder / scan.role / scan.name
         if scan.role == "test":
             _write_test(place, scan, subject, own, phase, test_domain)
+        elif scan.role == "labelled":
+            volume = render(subject, phase, own, scan.subject_seed)
+            write_series(volume, place / "source", _headers(volume, scan, phase, own))
+            _write_labels(place, labels(subject, own))
         else:
             domain = 1 if scan.role == "domain1" else 2
             shown: Phase = "non_contrast" if domain == 1 else phase
@@ -125,11 +133,12 @@ def vary(base: Protocol, subject: Subject, role: str, seed: int) -> Protocol:
     """The protocol of one series: `base` with its own field of view, range, table, blur and noise.
 
     The pixel size varies by +-8 % (more where the body needs it), the scan range by 10 mm. The
-    domains differ as real ones do: contrast series (domain2) have the lower half of the noise
-    range, a larger field of view and a scan range that starts a little lower; the others the upper.
+    domains differ as real ones do: contrast series (domain2, labelled) have the lower half of the
+    noise range, a larger field of view and a scan range that starts a little lower; the others the
+    upper half.
     """
     rng = np.random.default_rng([seed, 0x73657269])
-    contrast = role == "domain2"
+    contrast = role in ("domain2", "labelled")
     spacing_z, row, column = base.spacing_mm
     zoom = rng.uniform(0.97, 1.1) if contrast else rng.uniform(0.92, 1.05)
     need = 1.03 * subject.width_mm / (base.shape[2] * column)
@@ -152,8 +161,15 @@ def vary(base: Protocol, subject: Subject, role: str, seed: int) -> Protocol:
     )
 
 
-def _plan(seed: int, subjects_per_domain: int, test_subjects: int) -> Iterator[_Scan]:
-    counts = {"domain1": subjects_per_domain, "domain2": subjects_per_domain, "test": test_subjects}
+def _plan(
+    seed: int, subjects_per_domain: int, test_subjects: int, labelled_subjects: int
+) -> Iterator[_Scan]:
+    counts = {
+        "domain1": subjects_per_domain,
+        "domain2": subjects_per_domain,
+        "test": test_subjects,
+        "labelled": labelled_subjects,  # last: the others are the same subjects with and without
+    }
     number = 0
     for role, count in counts.items():
         for index in range(count):
@@ -182,8 +198,7 @@ def _write_test(
     exact = labels(subject, protocol)
     write_nifti(target, truth / "target.nii.gz")
     write_nifti(bare, truth / "source.nii.gz")
-    write_nifti(Volume(exact.organs, exact.affine), truth / "organs.nii.gz")
-    write_nifti(Volume(exact.plaque, exact.affine), truth / "plaques.nii.gz")
+    _write_labels(truth, exact)
     sizes = ("diameter_mm", "length_mm", "arc_mm", "thickness_mm", "peak_hu")
     with (truth / "plaques.csv").open("w", newline="") as file:
         table = csv.writer(file)
@@ -193,6 +208,11 @@ def _write_test(
             table.writerow((plaque.id, *(f"{number:.3f}" for number in numbers)))
     about = {"subject_seed": seed, "phase": phase, "dose_factor": subject.dose_factor}
     (truth / "subject.json").write_text(json.dumps(about, indent=1) + "\n")
+
+
+def _write_labels(folder: Path, exact: Labels) -> None:
+    write_nifti(Volume(exact.organs, exact.affine), folder / "organs.nii.gz")
+    write_nifti(Volume(exact.plaque, exact.affine), folder / "plaques.nii.gz")
 
 
 def _headers(volume: Volume, scan: _Scan, phase: Phase, protocol: Protocol) -> list[Dataset]:

@@ -23,7 +23,10 @@ _COMMANDS = {
     "train": "Train a translator on a store, with Ray and DeepSpeed.",
     "translate": "Translate series to the other domain; DICOM or NIfTI out.",
     "evaluate": "Translate cases, measure them, and write the report.",
+    "downstream": "Judge a translation by what a segmentation trained on contrast finds in it.",
     "export": "Write volumes of a store as DICOM series or NIfTI files, untranslated.",
+    "submit": "Run train, ingest, tune, translate or evaluate as a job of a Ray cluster.",
+    "job": "List, follow, stop and fetch the jobs of a Ray cluster.",
     "demo": "The whole line on the phantom or on your own series, from DICOM to the report.",
 }
 

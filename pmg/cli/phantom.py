@@ -29,16 +29,23 @@ from pmg.cli.options import OUT_FOLDER
     show_default=True,
     help="domain of the test cases' sources; their truth is in the other",
 )
-def command(out: Path, seed: int, subjects: int, tests: int, phase: str, tests_from: int) -> None:
+@click.option("--labelled", default=0, show_default=True, help="labelled series with contrast")
+def command(
+    out: Path, seed: int, subjects: int, tests: int, phase: str, tests_from: int, labelled: int
+) -> None:
     """Write a cohort of synthetic CT series in DICOM.
 
     OUT/domain1 holds non-contrast series, OUT/domain2 series of other subjects with contrast,
     OUT/manifest.csv names both for `pmg ingest`. OUT/test holds cases for `pmg evaluate`: a source
-    series and the truth. The same seed writes the same cohort.
+    series and the truth. OUT/labelled holds series with contrast of further subjects with their
+    organs and plaques, for `pmg downstream`. The same seed writes the same cohort.
     """
     from storage.phantom import write_cohort
 
-    with refusals(), click.progressbar(length=2 * subjects + tests, label="phantom") as bar:
+    with (
+        refusals(),
+        click.progressbar(length=2 * subjects + tests + labelled, label="phantom") as bar,
+    ):
         manifest = write_cohort(
             out,
             seed,
@@ -46,6 +53,7 @@ def command(out: Path, seed: int, subjects: int, tests: int, phase: str, tests_f
             tests,
             phase=phase,  # type: ignore[arg-type]
             test_domain=1 if tests_from == 1 else 2,
+            labelled_subjects=labelled,
             progress=lambda done, total, name: bar.update(1),
         )
     click.echo(f"next: pmg ingest --manifest {manifest} --store STORE --key KEYFILE")

@@ -29,6 +29,7 @@ def demo(out, *arguments):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_demo_ends_with_a_table_and_a_report_that_needs_nothing_else(tmp_path):
     out = tmp_path / "demo"
     printed, rows = demo(out, "--subjects", "2", "--tests", "1")
@@ -56,6 +57,7 @@ def test_the_demo_ends_with_a_table_and_a_report_that_needs_nothing_else(tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.real
 def test_the_real_demo_shows_calcium_and_blood_before_and_after(tmp_path):
     _, rows = demo(tmp_path / "demo", "--real")

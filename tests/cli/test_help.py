@@ -10,7 +10,7 @@ from pmg.cli import main
 
 COMMANDS = [
     *("phantom", "ingest", "info", "verify", "train"),
-    *("translate", "evaluate", "export", "demo"),
+    *("translate", "evaluate", "export", "submit", "job", "demo"),
 ]
 
 

@@ -9,7 +9,8 @@ from tiny import shaken, tiny_config
 
 from pmg.config import Config
 from pmg.model import Translator
-from pmg.translate import VolumeTranslator
+from pmg.noise import PlaceNoise
+from pmg.translate import VolumeTranslator, Wanted
 from storage.body import body_mask
 from storage.grid import canonical
 from storage.volume import Volume
@@ -155,3 +156,85 @@ def test_a_volume_of_fewer_slices_than_a_stack_is_continued_by_its_last():
     body = body_mask(canonical(thin))
     expected = chosen.slice(continued, volume.affine[2, 3]).translation
     assert np.abs(chosen.translate(thin).hu[0] - expected)[body[0]].max() <= 1
+
+
+SAMPLED = Wanted(samples=4, seed=3, responsibilities=True)
+
+
+@pytest.mark.parametrize("flat", [True, False], ids=["2D", "3D"])
+def test_samples_in_tiles_agree_with_samples_of_the_whole(flat):
+    volume, axes = trunk(), 2 if flat else 3
+    body = body_mask(canonical(volume))
+    whole = translator(config(flat, tile=(512,) * axes)).predict(volume, SAMPLED)
+    assert whole.uncertainty.hu[body].mean() > 0.5
+    for tile, overlap in ((24, 0.0), (32, 0.5)):
+        settings = config(flat, tile=(tile,) * axes, overlap=overlap, batch=3)
+        tiled = translator(settings).predict(volume, SAMPLED)
+        change = tiled.volume.hu.astype(int) - whole.volume.hu
+        assert np.abs(change)[body].max() <= 1
+        assert np.abs(tiled.uncertainty.hu - whole.uncertainty.hu)[body].max() < 0.5
+        for own, other in zip(tiled.responsibilities, whole.responsibilities, strict=True):
+            assert np.abs(own.hu.astype(int) - other.hu)[body].max() <= 1
+
+
+def test_mean_and_spread_are_those_of_the_samples_one_by_one():
+    volume = trunk()
+    settings = config(tile=(512, 512))
+    chosen = translator(settings)
+    model, window = chosen._model, chosen._window
+    z = 6
+    where = chosen._where(
+        torch.tensor([[z, 0, 0]]), chosen._frame_start_mm(volume, body_mask(canonical(volume)))
+    )
+    x = torch.zeros(1, 1, *(n + n % 2 for n in volume.shape[1:]))
+    plane = torch.from_numpy(volume.hu[z].astype(np.float32))
+    x[0, 0] = window.to_unit(
+        torch.nn.functional.pad(
+            plane[None, None],
+            (0, x.shape[3] - plane.shape[1], 0, x.shape[2] - plane.shape[0]),
+            mode="replicate",
+        )
+    )[0, 0]
+    noise = PlaceNoise(seed=9, channels=4)
+    images = []
+    with torch.no_grad():
+        q = model.encode(1, x, where)
+        for n in range(5):
+            draw = noise.at(n, (z, 0, 0), (1, *q.mean.shape[2:]))[None, :, 0]
+            images.append(window.to_hu(model.decode(2, q.sample(draw), where))[0, 0])
+    images = torch.stack(images)[:, : plane.shape[0], : plane.shape[1]].numpy()
+    result = chosen.predict(volume, Wanted(samples=5, seed=9))
+    body = body_mask(canonical(volume))[z]
+    assert np.abs(result.volume.hu[z] - images.mean(axis=0))[body].max() <= 1
+    spread = result.uncertainty.hu[z]
+    np.testing.assert_allclose(spread[body], images.std(axis=0, ddof=1)[body], atol=0.05)
+    assert not spread[~body].any()
+
+
+def test_responsibilities_are_percentages_of_all_components():
+    volume = trunk((2.0, 2.0, 2.0))
+    shares = translator(config()).predict(volume, Wanted(responsibilities=True)).responsibilities
+    assert [one.hu.dtype for one in shares] == [np.uint8] * 3
+    total = np.sum([one.hu.astype(int) for one in shares], axis=0)
+    body = body_mask(canonical(volume))
+    assert np.abs(total[body] - 100).max() <= 2
+
+
+def test_another_seed_draws_another_sample_and_the_same_one_the_same():
+    volume = trunk()
+    results = [
+        translator(config()).predict(volume, Wanted(samples=2, seed=seed)).volume.hu
+        for seed in (1, 1, 2)
+    ]
+    np.testing.assert_array_equal(results[0], results[1])
+    assert (results[0] != results[2]).any()
+
+
+def test_one_sample_has_no_spread_and_is_refused():
+    with pytest.raises(ValueError, match="samples 1: expected 0"):
+        Wanted(samples=1)
+
+
+def test_a_volume_without_body_stays_as_it_is():
+    air = Volume(np.full((6, 40, 40), -1000, np.int16), affine(*GRID_MM))
+    np.testing.assert_array_equal(translator(config()).translate(air).hu, air.hu)
