@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 import urllib.request
 from pathlib import Path
@@ -19,7 +17,6 @@ import yaml
 from small_run import make_store, small_config
 
 from benchmarks.head import Head
-from launch import archive
 from launch.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow
@@ -213,21 +210,3 @@ def test_nothing_that_answers_is_named_with_its_address(head):
     done = pmg(head, "job", "list", "--address", "http://127.0.0.1:9", expected=1)
     (line,) = done.stderr.splitlines()
     assert "http://127.0.0.1:9" in line
-
-
-def test_an_archive_lands_below_its_folder_only(tmp_path):
-    """Whoever controls the job's log may send any archive."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        info = tarfile.TarInfo("../escaped")
-        info.size = 1
-        tar.addfile(info, io.BytesIO(b"x"))
-    out = io.BytesIO()
-    lines = archive._Lines(out)
-    lines.write(buffer.getvalue())
-    lines.flush()
-    reader = archive.ArchiveReader()
-    reader.feed(out.getvalue().decode())
-    with pytest.raises(tarfile.OutsideDestinationError):
-        reader.extract(tmp_path / "out")
-    assert not (tmp_path / "escaped").exists()
