@@ -21,6 +21,7 @@ _COMMANDS = {
     "info": "Tell what a store holds: counts, spacing, HU, size.",
     "verify": "Read every volume of a store and compare its BLAKE3.",
     "train": "Train a translator on a store, with Ray and DeepSpeed.",
+    "tune": "Search the mixture's size and the loss weights, with Ray Tune and Optuna.",
     "translate": "Translate series to the other domain; DICOM or NIfTI out.",
     "evaluate": "Translate cases, measure them, and write the report.",
     "downstream": "Judge a translation by what a segmentation trained on contrast finds in it.",
