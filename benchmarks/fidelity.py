@@ -22,13 +22,20 @@ import torch
 
 from benchmarks.fidelity_plan import SIZES, Contender, Size
 from benchmarks.fidelity_run import RESULT, Cohort, run_contender, run_untrained
-from benchmarks.fidelity_table import read_columns, table, write_figure
+from benchmarks.fidelity_table import read_columns, table, verdict, write_figure
 from storage.ingest import ingest
 from storage.phantom import write_cohort
 
 _RESULTS = Path(__file__).parent / "results"
 _PHANTOM_SEED = 2024
 _SPACING_MM = (3.0, 2.0, 2.0)
+_RECOMMENDED = "pmg-k8"  # as the preset has it
+_ABOUT = """\
+Written by `python -m benchmarks.fidelity`. {subjects} phantoms a domain to learn from, {tests}
+others with truth; the mean over seeds, and in brackets the lowest and highest. "truth and noise" is
+the truth with the source's noise: the best of a translation that leaves noise alone. Rows as in
+docs/evaluation.md.
+"""
 _UNTRAINED = {"identity": "identity", "histogram": "histogram", "noise": "truth and noise"}
 
 
@@ -112,7 +119,7 @@ def _prepare(size: Size, out: Path) -> None:
     manifest = data / "dicom" / "manifest.csv"
     if not manifest.is_file():  # it is written last
         shutil.rmtree(data, ignore_errors=True)
-        write_cohort(data / "dicom", _PHANTOM_SEED, size.subjects, size.tests)
+        write_cohort(data / "dicom", _PHANTOM_SEED, size.subjects, size.tests, size.protocol)
     report = ingest(
         None,
         _cohort(out).store,
@@ -146,7 +153,15 @@ def _report(size: Size, out: Path, seeds: int, results: Path) -> str:
     for one in size.contenders:
         folders = [_folder(out, one, seed) for seed in range(1, seeds + 1)]
         contenders[one.name] = (one.title, folders)
-    text = table(read_columns(contenders))
+    columns = read_columns(contenders)
+    text = "\n".join(
+        [
+            f"# fidelity --{size.name}\n",
+            _ABOUT.format(subjects=size.subjects, tests=size.tests),
+            table(list(columns.values())),
+            verdict(columns, _RECOMMENDED),
+        ]
+    )
     results.mkdir(parents=True, exist_ok=True)
     (results / f"fidelity-{size.name}.md").write_text(text)
     first = [(title, folders[0]) for title, folders in contenders.values()]

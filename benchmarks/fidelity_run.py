@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -80,6 +81,7 @@ def run_contender(cohort: Cohort, config: Config, run: Path) -> None:
     training = _train(config, store, run, device)
     facts = {
         "steps": config.train.steps,
+        "voxels": config.train.steps * config.train.batch * math.prod(config.data.patch),
         "train_s": time.monotonic() - wall,
         "train_cpu_s": time.process_time() - cpu,
         "cost": str(cost_of(config)),

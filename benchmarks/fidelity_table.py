@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.fidelity_run import CROPS, read_result
 
-__all__ = ["Column", "read_columns", "table", "write_figure"]
+__all__ = ["Column", "read_columns", "table", "verdict", "write_figure"]
 
 # Of the rows of `pmg evaluate`, in this order; +: more is better, -: less.
 _ROWS = {
@@ -40,8 +40,13 @@ _ROWS = {
     "muscle, error": "-",
     "bone, error": "-",
 }
-_FACTS = {"steps": "steps", "train_s": "training, s", "train_cpu_s": "training, CPU s"}
-_UNIT_OF_SHARE = "%"
+_FAMILY = "pmg-k"
+_FACTS = {
+    "steps": "steps",
+    "voxels": "voxels of either domain",
+    "train_s": "training, s",
+    "train_cpu_s": "training, CPU s",
+}
 
 
 @dataclass(frozen=True)
@@ -59,13 +64,13 @@ class Column:
         return [float(run["facts"][name]) for run in self.runs if name in run["facts"]]  # type: ignore[arg-type]
 
 
-def read_columns(contenders: Mapping[str, tuple[str, Sequence[Path]]]) -> list[Column]:
+def read_columns(contenders: Mapping[str, tuple[str, Sequence[Path]]]) -> dict[str, Column]:
     """Of every contender, by name its title and its runs' folders, what is finished."""
-    columns = []
-    for title, folders in contenders.values():
+    columns = {}
+    for name, (title, folders) in contenders.items():
         runs = tuple(r for r in map(read_result, folders) if r is not None)
         if runs:
-            columns.append(Column(title, runs))
+            columns[name] = Column(title, runs)
     return columns
 
 
@@ -90,6 +95,55 @@ def table(columns: Sequence[Column]) -> str:
         lines.append(f"| {title} | | " + " | ".join(_cell(c.facts(name)) for c in columns) + " |")
     lines.append("| seeds | | " + " | ".join(str(len(c.runs)) for c in columns) + " |")
     return "\n".join(lines) + "\n"
+
+
+def verdict(columns: Mapping[str, Column], ours: str) -> str:
+    """What is asked of `ours`, line by line, and whether it holds; of what is finished.
+
+    "apart": no run of one lies among the runs of the other.
+    """
+    lines = []
+    mine = columns.get(ours)
+    if mine is None:
+        return ""
+    mae = float(np.mean(mine.values("body MAE")))
+    if "identity" in columns:
+        (before,) = columns["identity"].values("body MAE")
+        lines.append(_line("body MAE below identity's", 100 * (1 - mae / before), 40, "%"))
+    if "unit" in columns:
+        unit = columns["unit"]
+        recall, other = (float(np.mean(c.values("plaques kept"))) for c in (mine, unit))
+        least = min(15.0, max(0.0, 95 - other))
+        lines.append(_line("plaques kept, above UNIT's", recall - other, least, "points"))
+        less = 100 * (1 - mae / float(np.mean(unit.values("body MAE"))))
+        lines.append(_line("body MAE below UNIT's", less, 15, "%"))
+        fewer = _fewer(unit, mine, "invented plaques")
+        lines.append(_line("invented plaques fewer than UNIT's", fewer, 0, "per volume"))
+    for name in [n for n in columns if n in ("cyclegan", "whole-slice") or n == f"{_FAMILY}1"]:
+        worse, better = [], []
+        for row, sign in _ROWS.items():
+            a, b = mine.values(row), columns[name].values(row)
+            if not (sign and a and b):
+                continue
+            a, b = ([-v for v in values] if sign == "-" else values for values in (a, b))
+            if np.mean(a) < np.mean(b):
+                worse.append(f"{row}{' (apart)' if max(a) < min(b) else ''}")
+            elif np.mean(a) > np.mean(b):
+                better.append(row)
+        lines.append(
+            f"- against {columns[name].title}: better in {len(better)} rows, "
+            f"worse in {', '.join(worse) or 'none'}"
+        )
+    return f"{mine.title}:\n\n" + "\n".join(lines) + "\n"
+
+
+def _line(what: str, value: float, least: float, unit: str) -> str:
+    holds = "holds" if value >= least else "missed"
+    return f"- {what}: {value:.1f} {unit}, asked {least:.1f}: {holds}"
+
+
+def _fewer(other: Column, mine: Column, row: str) -> float:
+    return float(np.mean(other.values(row)) - np.mean(mine.values(row)))
 
 
 def write_figure(path: Path, rows: Sequence[tuple[str, Path]]) -> None:

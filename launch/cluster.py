@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from launch.access import closed_by_default, refuse_shared_token
+from launch.access import refuse_shared_token
 from pmg.config import LaunchConfig
 
 __all__ = ["cluster"]
@@ -45,7 +45,8 @@ def cluster(launch: LaunchConfig) -> Iterator[None]:
 
 def _own(launch: LaunchConfig) -> dict[str, Any]:
     """Settings of a cluster on this machine, for this run alone."""
-    closed_by_default()
+    # ray.init turns token authentication on where RAY_AUTH_MODE is not set; setting it here would
+    # tell its children and not this process, which looked when Ray was imported.
     # Ray would write a token that everybody on the machine can read into the home directory.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

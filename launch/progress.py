@@ -47,16 +47,20 @@ def follow(
 
 
 def _bar(step: int, steps: int, pace: str, losses: str) -> Group:
-    """Two lines, which 80 columns hold."""
+    """Three lines, which 80 columns hold."""
     first = Table.grid(padding=(0, 1))
-    first.add_row("[bold]train", ProgressBar(steps, step, width=20), f"{step}/{steps}  {pace}")
-    return Group(first, Text(losses, style="dim"))
+    first.add_row("[bold]train", ProgressBar(steps, step, width=40), f"{step}/{steps}")
+    return Group(first, Text(pace), Text(losses, style="dim"))
 
 
 def _pace(record: dict[str, Any], steps: int) -> str:
     rate = record["steps_per_s"]
     left = _clock((steps - record["step"]) / rate)
-    return f"{left} left  {rate:.2f} steps/s  data wait {record['data_wait']:.0%}"
+    memory = record["memory_bytes"] / 2**30
+    return (
+        f"{left} left  {rate:.2f} steps/s  {record['images_per_s']:.1f} images/s  "
+        f"wait {record['data_wait']:.0%}  {memory:.1f} GiB"
+    )
 
 
 def _losses(record: dict[str, Any]) -> str:

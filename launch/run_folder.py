@@ -73,6 +73,11 @@ class RunFolder:
         """What is what in this folder, for somebody who was not there."""
         return self.root / "README.md"
 
+    @property
+    def report(self) -> Path:
+        """Loss curves and the last panel, written when the driver ends."""
+        return self.root / "report.html"
+
     def panel(self, step: int) -> Path:
         """Source, translation, cycle and responsibilities of some patches at a step."""
         return self.root / "panels" / f"step_{step:08d}.png"
@@ -100,10 +105,16 @@ class RunFolder:
 
     def add_start(self, start: Record) -> None:
         """Append to `environment`, which is replaced whole."""
-        starts = json.loads(self.environment.read_text()) if self.environment.exists() else []
         partial = self.environment.with_suffix(".partial")
-        partial.write_text(json.dumps([*starts, start], indent=1))
+        partial.write_text(json.dumps([*self.starts(), start], indent=1))
         partial.rename(self.environment)
+
+    def starts(self) -> list[Record]:
+        """What `add_start` was given, the first first."""
+        if not self.environment.exists():
+            return []
+        found: list[Record] = json.loads(self.environment.read_text())
+        return found
 
     def append_metrics(self, record: Record) -> None:
         with self.metrics.open("a") as file:

@@ -7,6 +7,7 @@ cluster has to be reachable from where one sits.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shlex
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -76,6 +77,9 @@ class Jobs:
         self.address = address or os.environ.get("RAY_ADDRESS") or _DASHBOARD
         from ray.job_submission import JobSubmissionClient  # noqa: PLC0415  after the mode is set
 
+        # Which file it packs and which socket it closes is not what the user is here for.
+        for name in ("ray.dashboard.modules", "ray._private.runtime_env"):
+            logging.getLogger(name).setLevel(logging.WARNING)
         with _explained(self.address), _without("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
             self._client: JobSubmissionClient = JobSubmissionClient(self.address)
             self.address = self._client.get_address()
@@ -219,10 +223,10 @@ def _job(info: JobDetails) -> Job:
 
 
 def _cause(message: str) -> str:
-    """The line that our own commands end with, where Ray quotes it; else Ray's first."""
+    """The line that our own commands begin an error with, where Ray quotes it; else the last."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     own = [line.removeprefix("Error: ") for line in lines if line.startswith("Error: ")]
-    return (own or lines or [""])[-1 if own else 0]
+    return own[-1] if own else (lines or [""])[-1]
 
 
 @contextmanager

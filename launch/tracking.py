@@ -166,6 +166,8 @@ class MlflowTracker:
     def __init__(self, config: Config, folder: RunFolder) -> None:
         # MLflow 3 reports its use to its makers unless told not to.
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        # A folder needs no server and no database: whoever names one wants it.
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         from mlflow.entities import Metric  # noqa: PLC0415  an extra
         from mlflow.tracking import MlflowClient  # noqa: PLC0415
 

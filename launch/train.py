@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 import click
+import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 from rich.console import Console
@@ -22,6 +23,7 @@ from launch.cluster import cluster
 from launch.failure import cause
 from launch.progress import follow
 from launch.run_folder import MetricsTail, RunBusy, RunFolder
+from launch.run_report import write_guide, write_run_report
 from pmg.config import Config, ConfigError, load_config
 from pmg.cost import cost_of
 from storage.store import Store
@@ -63,17 +65,26 @@ def train(config: Config, run: Path, *, console: Console | None = None) -> RunFo
         for stale in (folder.stop_request, folder.failure):
             stale.unlink(missing_ok=True)
         folder.config.write_text(config.to_yaml())
-        console.print(f"model: {cost_of(config)}", soft_wrap=True)
+        cost = cost_of(config)
+        write_guide(folder, config, f"Architecture {config.model.architecture}: {cost}.")
+        console.print(f"model: {cost}", soft_wrap=True)
         console.print(
             f"run {folder.root}: starting {config.launch.workers} workers", soft_wrap=True
         )
         with cluster(config.launch):
-            _fit(config, folder, console)
+            try:
+                _fit(config, folder, console)
+            finally:
+                write_run_report(folder, config)
     return folder
 
 
 def _fit(config: Config, folder: RunFolder, console: Console) -> None:
     """Run the workers to their end, showing what they report."""
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    console.print(
+        f"{_backend(config)} between the workers, {nodes} {'node' if nodes == 1 else 'nodes'}"
+    )
     tail = MetricsTail(folder)
     fit = _InThread(_trainer(config, folder).fit)
     with _stop_on_interrupt(folder, tail, console):
@@ -85,8 +96,9 @@ def _fit(config: Config, folder: RunFolder, console: Console) -> None:
         )
         stopped = folder.stop_request.exists()
     if folder.failure.exists():
-        line = folder.failure.read_text().partition("\n")[0]
-        raise TrainingFailed(f"{line}\nthe traceback is in {folder.failure}")
+        # The cause in its first line, then the worker's traceback.
+        text = folder.failure.read_text().rstrip()
+        raise TrainingFailed(f"{text}\n\nthe same is in {folder.failure}")
     if fit.error is not None:
         raise TrainingFailed(
             f"{cause(fit.error)}\nthe workers' logs are in {folder.log(0).parent}"
@@ -126,11 +138,12 @@ def _trainer(config: Config, folder: RunFolder) -> TorchTrainer:
     return TorchTrainer(
         _work,
         train_loop_config={"config": config.model_dump(mode="json"), "run": str(folder.root)},
-        torch_config=TorchConfig(backend="nccl" if launch.gpus_per_worker else "gloo"),
+        torch_config=TorchConfig(backend=_backend(config)),
         scaling_config=ray.train.ScalingConfig(
             num_workers=launch.workers,
             use_gpu=launch.gpus_per_worker > 0,
             resources_per_worker=resources,
+            placement_strategy=launch.placement,
         ),
         run_config=ray.train.RunConfig(
             name="ray",
@@ -138,6 +151,11 @@ def _trainer(config: Config, folder: RunFolder) -> TorchTrainer:
             failure_config=ray.train.FailureConfig(max_failures=launch.max_failures),
         ),
     )
+
+
+def _backend(config: Config) -> str:
+    """NCCL knows GPUs only."""
+    return "nccl" if config.launch.gpus_per_worker else "gloo"
 
 
 def _work(arguments: dict[str, Any]) -> None:

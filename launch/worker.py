@@ -48,6 +48,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
             f"expected one on a file system that all nodes share"
         )
     with worker_log(folder, rank), recorded(folder, rank):
+        _log.info("rank %d of %d, %s", rank, dist.get_world_size(), dist.get_backend())
         _train(config, folder, rank)
 
 

@@ -321,6 +321,9 @@ class LaunchConfig(_Section):
     cpus_per_worker: Positive = 1.0
     gpus_per_worker: Weight = Field(0.0, description="0 trains on CPUs with gloo")
     zero_stage: Literal[0, 1, 2, 3] = 1
+    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = Field(
+        "PACK", description="of the workers: on few nodes or on many, if possible or strictly"
+    )
     max_failures: NonNegative = Field(2, description="restarts of the worker group")
     address: str | None = Field(
         None, description="of a Ray cluster, such as auto; none: a local one"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pmg.model import Critic, Domain, Translator
@@ -18,7 +18,7 @@ from pmg.window import window_of
 if TYPE_CHECKING:
     from pmg.config import Config
 
-__all__ = ["Cost", "cost_of"]
+__all__ = ["Cost", "activation_bytes", "cost_of"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,31 @@ def cost_of(config: Config) -> Cost:
         step.get_total_flops(),
         translation.get_total_flops(),
     )
+
+
+def activation_bytes(config: Config) -> int:
+    """What the generator's pass keeps for its gradient, on one pair, in float32.
+
+    Each tensor once, parameters left out. D's own pass keeps less, and comes later.
+    """
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        if tensor.dtype.is_floating_point and not isinstance(tensor, nn.Parameter):
+            storage = tensor.untyped_storage()
+            kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with torch.device("meta"):
+        translator, critic = Translator(config), Critic(config)
+        pair = _empty_pair(config, translator.stride)
+    critic.requires_grad_(False)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        forward = generator_loss(
+            translator, critic, pair, config.loss, window_of(config.data), kl_scale=1.0
+        )
+    del forward
+    return sum(kept.values())
 
 
 def _empty_pair(config: Config, stride: int) -> Pair:

@@ -83,10 +83,8 @@ class Encoder(nn.Module):
         for down in self.downs:
             h = down(h)
         h = _add_position(h, self.position, where)
-        mean, log_var = self.tail(self.blocks(h))
-        if self.skip is not None:
-            mean = mean + self.skip.analyse(x.float())
-        return Posterior(mean, log_var)
+        linear = None if self.skip is None else self.skip.analyse(x.float())
+        return Posterior(*self.tail(self.blocks(h), linear))
 
 
 class EncoderTail(nn.Module):
@@ -99,15 +97,24 @@ class EncoderTail(nn.Module):
         self.blocks = nn.Sequential(*[Block(config, dims, width) for _ in range(shared)])
         self.certain = config.posterior == "none"
         self.mean = _conv(dims, width, config.latent_channels, 1)
+        self.gain: nn.Module | None = None
         if config.skip:
             _zero(self.mean)
+            self.gain = _zero(_conv(dims, width, config.latent_channels, 1))
         self.log_var: nn.Module | None = None
         if config.posterior == "learned":
             self.log_var = _zero(_conv(dims, width, config.latent_channels, 1))
 
-    def forward(self, h: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, h: Tensor, linear: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mean and log variance. linear: what the linear path gives, [B, C, *s], if there is one.
+
+        It is weighed frequency by frequency at every position: to leave noise out of z is one
+        factor there, by tissue, and not a copy of the noise to be subtracted.
+        """
         h = F.silu(self.blocks(h))
         mean = self.mean(h).float()
+        if self.gain is not None and linear is not None:
+            mean = mean + (1 + self.gain(h).float()) * linear
         if self.certain:
             return certain(mean)
         if self.log_var is None:

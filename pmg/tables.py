@@ -9,10 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from rich.table import Table
+
 from pmg.evaluate import CaseResult
 from pmg.summary import CANDIDATES, Row, Value, per_case
 
-__all__ = ["digits", "number", "shown", "span", "write_tables"]
+__all__ = ["console_table", "digits", "number", "shown", "span", "write_tables"]
+
+_WIDE = 130  # characters
 
 Record = Mapping[str, str | float | None]
 
@@ -24,6 +28,23 @@ def write_tables(folder: Path, rows: Sequence[Row], results: Sequence[CaseResult
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / "metrics", [_record(row) for row in rows])
     _write(folder / "cases", [_finite(asdict(row)) for row in per_case(results)])
+
+
+def console_table(rows: Sequence[Row], width: int) -> Table:
+    """The figures; what a row is over only where a terminal of so many characters has room."""
+    candidates = shown(rows)
+    table = Table()
+    for title in ("", "unit", *candidates.values(), "truth"):
+        table.add_column(title, no_wrap=title == "")
+    wide = width >= _WIDE
+    if wide:
+        table.add_column("")
+    for row in rows:
+        values = [getattr(row, name) for name in candidates]
+        cells = [f"{number(value)}\n{span(value)}".rstrip() for value in values]
+        note = [row.note] if wide else []
+        table.add_row(row.name, row.unit, *cells, number(row.truth), *note)
+    return table
 
 
 def shown(rows: Sequence[Row]) -> dict[str, str]:

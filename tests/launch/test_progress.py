@@ -13,7 +13,8 @@ from launch.progress import follow
 def record(step: int, loss: float = 0.2) -> dict[str, float]:
     terms = ("vae{}.reconstruction", "vae{}.kl", "cycle{}.reconstruction", "gan{}.generator")
     values = {t.format(i): loss * i for t in (*terms, "gan{}.discriminator") for i in (1, 2)}
-    common = {"step": step, "steps_per_s": 2.0, "data_wait": 0.25}
+    common = {"step": step, "steps_per_s": 2.0, "images_per_s": 64.0, "data_wait": 0.25}
+    common["memory_bytes"] = 3 * 2**29
     return common | values | {"prior.effective_components": 2.5}
 
 
@@ -30,7 +31,7 @@ def test_a_file_gets_one_line_a_record_with_the_time_left_and_the_mean_of_both_d
     assert [line.split()[1] for line in lines] == ["20/120", "40/120", "60/120"]
     assert "0:50 left" in lines[0]
     assert "0:30 left" in lines[2]
-    assert "data wait 25%" in lines[0]
+    assert "64.0 images/s  wait 25%  1.5 GiB" in lines[0]
     assert "rec 0.300" in lines[0]
     assert not re.search("\x1b", file.getvalue())
 
@@ -52,6 +53,7 @@ def test_a_terminal_of_80_columns_holds_the_bar():
     console = Console(file=file, width=80, force_terminal=True)
     shown([[record(20)], [record(119, loss=123.456)]], console)
     text = re.sub("\x1b\\[[0-9;?]*[A-Za-z]", "", file.getvalue())
-    assert "119/120  0:00 left  2.00 steps/s  data wait 25%" in text
+    assert "119/120" in text
+    assert "0:00 left  2.00 steps/s  64.0 images/s  wait 25%  1.5 GiB" in text
     assert "K_eff 2.5" in text
     assert "…" not in text

@@ -105,7 +105,7 @@ def test_fixed_prior_has_no_trainable_parameter():
 
 
 @pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("components", [1, 2, 5])
+@pytest.mark.parametrize("components", [1, 2, 5, 16])
 def test_bound_is_not_below_the_sampled_kl(components, seed):
     channels, samples = 3, 100_000
     prior = random_mixture(components, channels, seed)
