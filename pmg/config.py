@@ -60,6 +60,9 @@ class DataConfig(_Section):
     """Which store, and how patches are drawn from it."""
 
     store: str | None = Field(None, description="the store: a folder or s3://bucket/prefix")
+    contrast_domain: Literal[1, 2] = Field(
+        2, description="the domain with contrast agent, by which evaluation tells calcium"
+    )
     patch: tuple[Count, ...] = Field(
         (64, 64), min_length=2, max_length=3, description="voxels: h, w for 2D or d, h, w for 3D"
     )
@@ -233,6 +236,9 @@ class LossConfig(_Section):
     likelihood: Literal["laplace", "gaussian"] = "laplace"
     kl: Literal["bound", "monte_carlo", "vade", "min"] = Field(
         "bound", description="estimator of KL(q, prior)"
+    )
+    kl_samples: Count = Field(
+        1, description="samples of the posterior that monte_carlo and vade take at every position"
     )
     lambda_gan: Weight = Field(1.0, description="lambda0")
     lambda_kl: Weight = Field(0.01, description="lambda1")

@@ -93,7 +93,9 @@ def test_both_directions_give_the_models_hu_at_other_extents(tmp_path, kind, for
         inputs = patches(config, extents, batch=3)
         wanted = expected(model, config, source, *inputs)
         assert np.abs(wanted - inputs[0].numpy()).mean() > 5  # HU: it does something
-        np.testing.assert_allclose(run(tmp_path / "out" / name, inputs), wanted, atol=0.1, rtol=1e-3)
+        np.testing.assert_allclose(
+            run(tmp_path / "out" / name, inputs), wanted, atol=0.1, rtol=1e-3
+        )
 
 
 @pytest.mark.slow

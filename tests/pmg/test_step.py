@@ -17,7 +17,7 @@ from pmg.engine import TorchEngine
 from pmg.model import Critic, Translator
 from pmg.networks import Posterior
 from pmg.patches import to_pair
-from pmg.prior import Mixture
+from pmg.prior import Mixture, kl_monte_carlo, kl_vade
 from pmg.step import Pair, train_step
 from pmg.training import torch_engines
 
@@ -313,6 +313,29 @@ def test_every_term_is_reported_by_its_name(estimator):
     assert 0 <= terms["latent.active_channels"] <= 1
     shares = [terms[f"prior.responsibility{k}"].item() for k in (1, 2, 3)]
     assert sum(shares) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "estimator"), [("monte_carlo", kl_monte_carlo), ("vade", kl_vade)]
+)
+def test_estimators_that_sample_take_as_many_samples_as_asked(name, estimator):
+    config = tiny_config(loss={"kl": name, "kl_samples": 7, "kl_warmup_steps": 0})
+    translator, critic, pair = prepared(config)
+    torch.manual_seed(11)
+    terms, *_ = step_on_copies(config, translator, critic, pair)
+    q = {i: translator.encode(i, pair.x[i], pair.where[i]) for i in (1, 2)}
+    torch.manual_seed(11)
+    values = []
+    for i in (1, 2):
+        j = 3 - i
+        x_ij = translator.decode(j, q[i].sample(pair.noise[i - 1]), pair.where[i])
+        q_cycle = translator.encode(j, x_ij, pair.where[i])
+        values += [
+            estimator(one.mean, one.log_var, translator.prior.mixture(), samples=7).mean()
+            for one in (q[i], q_cycle)
+        ]
+    got = [terms[term] for i in (1, 2) for term in (f"vae{i}.kl", f"cycle{i}.kl_translated")]
+    torch.testing.assert_close(torch.stack(got), torch.stack(values).detach(), rtol=1e-4, atol=1e-4)
 
 
 def test_the_change_of_hu_is_a_term_only_where_it_is_weighed():
