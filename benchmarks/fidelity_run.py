@@ -147,7 +147,7 @@ def _train(config: Config, store: Store, run: Path, device: torch.device) -> Tra
     ):
         table, sums = csv.writer(file), {}
         while training.step < config.train.steps:
-            for name, value in training.advance(next(batches)).items():
+            for name, value in training.advance(next(batches)).terms.items():
                 sums[name] = sums[name] + value if name in sums else value
             if training.step % _LOG_EVERY == 0:
                 if training.step == _LOG_EVERY:

@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.traffic import Traffic
 from pmg.config import Config, load_config
-from pmg.engine import TorchEngine, parameter_groups
+from pmg.engine import TorchEngine, adam
 from pmg.patches import on_device
 from pmg.training import Training, averaged_copy, build_modules
 from storage.store import Store
@@ -40,10 +40,7 @@ class DdpEngine(TorchEngine):
 
     def __init__(self, module: nn.Module, config: Config) -> None:
         optim = config.optim
-        adam = torch.optim.Adam(
-            parameter_groups(module, optim), lr=optim.lr, betas=(optim.beta1, optim.beta2)
-        )
-        super().__init__(module, adam, optim.clip)
+        super().__init__(module, adam(module, optim, optim.lr), optim.clip)
         self._parallel = DistributedDataParallel(module)
 
     def run(self, function: Callable[..., Any], *args: Any) -> Any:

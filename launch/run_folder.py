@@ -86,6 +86,10 @@ class RunFolder:
         """What the process of a rank logged, with its warnings and tracebacks."""
         return self.root / "logs" / f"rank_{rank}.log"
 
+    def stacks(self, rank: int) -> Path:
+        """Where the threads of a rank were when it had taken no step for too long."""
+        return self.root / "logs" / f"rank_{rank}.stacks.txt"
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """The right to train here, which goes with the process. Raises RunBusy at once."""

@@ -24,8 +24,9 @@ from launch.failure import cause
 from launch.progress import follow
 from launch.run_folder import MetricsTail, RunBusy, RunFolder
 from launch.run_report import write_guide, write_run_report
-from pmg.config import Config, ConfigError, load_config
+from pmg.config import Config, ConfigError, LaunchConfig, load_config
 from pmg.cost import cost_of
+from storage.place import Place
 from storage.store import Store
 from storage.stream import open_stream
 
@@ -38,11 +39,15 @@ class TrainingFailed(RuntimeError):
     """A run that ended early; the message is the error that ended it, and where to read more."""
 
 
-def train(config: Config, run: Path, *, console: Console | None = None) -> RunFolder:
+def train(
+    config: Config, run: Path, *, console: Console | None = None, force: bool = False
+) -> RunFolder:
     """Train to the last step, or go on from the run folder's newest checkpoint.
 
     Ctrl-C (or SIGTERM) asks the workers to save and stop after the current steps, then raises
     KeyboardInterrupt; before the first step, and the second time, it does so at once.
+
+    With `force` it also goes on from checkpoints that other settings or another catalogue wrote.
 
     Raises before anything is started ConfigError and StoreError if the store does not fit,
     CheckpointError if the folder's checkpoints are of another run, RunBusy if another process
@@ -54,12 +59,12 @@ def train(config: Config, run: Path, *, console: Console | None = None) -> RunFo
     folder = RunFolder(run.resolve())
     folder.root.mkdir(parents=True, exist_ok=True)
     with folder.locked():
-        found = checkpoint.newest(folder.checkpoints)
+        found = checkpoint.newest(checkpoint.place_of(config, folder))
         if found is not None:
-            checkpoint.refuse_other(found, checkpoint.identity(config, catalogue))
-            step = checkpoint.read_state(found)["step"]
-            if step >= config.train.steps:
-                console.print(f"run {folder.root}: {step} steps are done", soft_wrap=True)
+            if not force:
+                checkpoint.refuse_other(found, checkpoint.identity(config, catalogue))
+            if found.step >= config.train.steps:
+                console.print(f"run {folder.root}: {found.step} steps are done", soft_wrap=True)
                 return folder
             console.print(f"resuming from {found}", soft_wrap=True)
         for stale in (folder.stop_request, folder.failure):
@@ -73,20 +78,20 @@ def train(config: Config, run: Path, *, console: Console | None = None) -> RunFo
         )
         with cluster(config.launch):
             try:
-                _fit(config, folder, console)
+                _fit(config, folder, console, force=force)
             finally:
                 write_run_report(folder, config)
     return folder
 
 
-def _fit(config: Config, folder: RunFolder, console: Console) -> None:
+def _fit(config: Config, folder: RunFolder, console: Console, *, force: bool) -> None:
     """Run the workers to their end, showing what they report."""
     nodes = sum(node["Alive"] for node in ray.nodes())
     console.print(
         f"{_backend(config)} between the workers, {nodes} {'node' if nodes == 1 else 'nodes'}"
     )
     tail = MetricsTail(folder)
-    fit = _InThread(_trainer(config, folder).fit)
+    fit = _InThread(_trainer(config, folder, force=force).fit)
     with _stop_on_interrupt(folder, tail, console):
         follow(
             tail.new,
@@ -126,21 +131,28 @@ def _with_store(config: Config) -> tuple[Config, str]:
     ).close()
     spacing = store.spacing_mm or store.rows.get(0, "spacing_mm")[0]
     found = {"store": store.place.address, "spacing_mm": tuple(spacing)}
-    data = data.model_copy(update=found)
-    return config.model_copy(update={"data": data}), store.digest
+    data, train = data.model_copy(update=found), config.train
+    if train.checkpoints is not None:
+        lie = {"checkpoints": Place.of(train.checkpoints).address}
+        train = train.model_copy(update=lie)
+    return config.model_copy(update={"data": data, "train": train}), store.digest
 
 
-def _trainer(config: Config, folder: RunFolder) -> TorchTrainer:
+def _trainer(config: Config, folder: RunFolder, *, force: bool) -> TorchTrainer:
     launch = config.launch
     resources = {"CPU": launch.cpus_per_worker}
     if launch.gpus_per_worker:
         resources["GPU"] = launch.gpus_per_worker
     return TorchTrainer(
         _work,
-        train_loop_config={"config": config.model_dump(mode="json"), "run": str(folder.root)},
+        train_loop_config={
+            "config": config.model_dump(mode="json"),
+            "run": str(folder.root),
+            "force": force,
+        },
         torch_config=TorchConfig(backend=_backend(config)),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=launch.workers,
+            num_workers=_workers(launch),
             use_gpu=launch.gpus_per_worker > 0,
             resources_per_worker=resources,
             placement_strategy=launch.placement,
@@ -151,6 +163,15 @@ def _trainer(config: Config, folder: RunFolder) -> TorchTrainer:
             failure_config=ray.train.FailureConfig(max_failures=launch.max_failures),
         ),
     )
+
+
+def _workers(launch: LaunchConfig) -> int | tuple[int, int]:
+    """As many as asked for, or the fewest and the most between which Ray chooses by what is free.
+
+    It starts the group anew, from the newest checkpoint, when it loses a node or gains one.
+    """
+    fewest = launch.workers if launch.min_workers is None else launch.min_workers
+    return launch.workers if fewest == launch.workers else (fewest, launch.workers)
 
 
 def _backend(config: Config) -> str:
@@ -205,14 +226,15 @@ def _stop_on_interrupt(folder: RunFolder, tail: MetricsTail, console: Console) -
 @click.command()
 @click.option("--config", "source", help="a YAML file or the name of a preset")
 @click.option("--run", type=click.Path(path_type=Path), required=True, help="folder of the run")
+@click.option("--force", is_flag=True, help="go on from checkpoints of other settings or data")
 @click.argument("overrides", nargs=-1)
-def main(source: str | None, run: Path, overrides: Sequence[str]) -> None:
+def main(source: str | None, run: Path, force: bool, overrides: Sequence[str]) -> None:
     """Train on the store at data.store; OVERRIDES are section.field=value.
 
     Ends with 0 when all steps are taken, 130 when it was stopped, 1 when it failed.
     """
     try:
-        train(load_config(source, overrides), run)
+        train(load_config(source, overrides), run, force=force)
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
     except (ValueError, OSError, TrainingFailed, RunBusy) as error:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import math
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,12 @@ from launch.environment import describe
 from launch.failure import recorded, worker_log
 from launch.run_folder import RunFolder
 from launch.saver import Saver
+from launch.skipped import SkippedSteps
 from launch.tracking import Tracking, tracking
+from launch.watchdog import watchdog
 from pmg.config import Config
 from pmg.patches import PatchBatch, on_device
+from pmg.step import Outcome
 from pmg.training import Training, averaged_copy, build_modules
 from storage.store import Store
 from storage.stream import PatchStream, open_stream
@@ -37,9 +39,10 @@ _log = logging.getLogger(__name__)
 def train_worker(arguments: dict[str, Any]) -> None:
     """Ray Train's loop on one worker: from the newest good checkpoint to the last step.
 
-    arguments: `config` (a dumped Config with data.store set) and `run` (the run folder's path).
+    arguments: `config` (a dumped Config with data.store set), `run` (the run folder's path) and
+    `force` (go on from checkpoints that other settings wrote).
     """
-    config = Config.model_validate(arguments["config"])
+    config, force = Config.model_validate(arguments["config"]), arguments["force"]
     folder = RunFolder(Path(arguments["run"]))
     rank = dist.get_rank()
     if not folder.config.is_file():
@@ -49,10 +52,10 @@ def train_worker(arguments: dict[str, Any]) -> None:
         )
     with worker_log(folder, rank), recorded(folder, rank):
         _log.info("rank %d of %d, %s", rank, dist.get_world_size(), dist.get_backend())
-        _train(config, folder, rank)
+        _train(config, folder, rank, force=force)
 
 
-def _train(config: Config, folder: RunFolder, rank: int) -> None:
+def _train(config: Config, folder: RunFolder, rank: int, *, force: bool) -> None:
     assert config.data.store is not None
     torch.set_num_threads(max(1, int(config.launch.cpus_per_worker)))
     world_size = dist.get_world_size()
@@ -67,7 +70,7 @@ def _train(config: Config, folder: RunFolder, rank: int) -> None:
         device=translator.device,
         averaged=averaged.to(translator.device) if averaged is not None else None,
     )
-    saver = Saver(training, translator, critic, folder, store.digest)
+    saver = Saver(training, translator, critic, folder, store.digest, force=force)
     saver.resume()
     start = describe(training.step)
     if rank == 0:
@@ -91,39 +94,56 @@ def _train(config: Config, folder: RunFolder, rank: int) -> None:
             world_size,
             stream.memory_bound_bytes >> 20,
         )
-        _run(training, stream, saver, folder, tracker)
+        saver.on_sealed = tracker.saved
+        with watchdog(folder.stacks(rank), config.launch.hang_s) as alive:
+            _run(training, stream, saver, folder, tracker, alive)
 
 
 def _run(
-    training: Training, stream: PatchStream, saver: Saver, folder: RunFolder, tracker: Tracking
+    training: Training,
+    stream: PatchStream,
+    saver: Saver,
+    folder: RunFolder,
+    tracker: Tracking,
+    alive: Callable[[], None],
 ) -> None:
+    """Steps until the last, a stop or an error; what is under way of a checkpoint is ended."""
     config = training.config.train
     meter = Meter(training.step, config.batch)
+    skipped = SkippedSteps(saver.skipped, config.max_skipped)
     with closing(on_device(stream, training.device)) as batches:
         while training.step < config.steps:
             batch = meter.timed_next(batches)
-            meter.add(training.advance(batch))
+            outcome = training.advance(batch)
+            meter.add(outcome)
+            skipped.add(training.step, batch, outcome)
             tracker.panel(training, batch)
+            alive()
             last = training.step == config.steps
             if training.step % config.log_every and not last:
                 continue
             record, stop = meter.summary(training.step, stop=folder.stop_request.exists())
-            _refuse_nan(record)
+            record |= skipped.report()
             if dist.get_rank() == 0:
                 folder.append_metrics(record)
             tracker.log(record)
             if last or stop or training.step % config.checkpoint_every == 0:
-                saver.save()
-                tracker.saved(training.step)
+                saver.save(record)
                 ray.train.report(record)
+            else:
+                saver.seal(wait=False)
             meter.restart(training.step)
             if stop:
-                _log.info("stopped as asked after step %d", training.step)
-                return
+                break
+        saver.finish()
+    if training.step < config.steps:
+        _log.info("stopped as asked after step %d", training.step)
 
 
 class Meter:
     """Means of the terms since the last start, over steps and ranks; time and its shares.
+
+    The means are over the steps that were not skipped; NaN if all were.
 
     `data_wait` is the share of the time in which the rank that waited most waited for its stream's
     next batch: the others wait for that rank in their next all-reduce. On a GPU it is an upper
@@ -142,6 +162,7 @@ class Meter:
         self._started = time.monotonic()
         self._waited = 0.0
         self._sums: dict[str, Tensor] = {}
+        self._taken: Tensor | float = 0.0
 
     def timed_next(self, batches: Iterator[PatchBatch]) -> PatchBatch:
         before = time.monotonic()
@@ -149,14 +170,18 @@ class Meter:
         self._waited += time.monotonic() - before
         return batch
 
-    def add(self, terms: dict[str, Tensor]) -> None:
-        for name, value in terms.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
+    def add(self, outcome: Outcome) -> None:
+        """A step that was skipped counts for nothing in the means."""
+        counts = 1 - outcome.skipped
+        self._taken = self._taken + counts
+        for name, value in outcome.terms.items():
+            kept = torch.where(counts > 0, value, 0.0)
+            self._sums[name] = self._sums[name] + kept if name in self._sums else kept
 
     def summary(self, step: int, *, stop: bool) -> tuple[dict[str, Any], bool]:
         """Reduce over the ranks; all agree on whether any of them was asked to stop."""
         steps, seconds = step - self._step, time.monotonic() - self._started
-        means = torch.stack([v.float() for v in self._sums.values()]) / steps
+        means = torch.stack([v.float() for v in self._sums.values()]) / self._taken
         most = torch.tensor(
             [self._waited / seconds, float(stop), float(_memory_bytes())],
             dtype=torch.float64,
@@ -178,13 +203,3 @@ def _memory_bytes() -> int:
         return torch.cuda.max_memory_allocated()
     resident: int = psutil.Process().memory_info().rss
     return resident
-
-
-def _refuse_nan(record: dict[str, Any]) -> None:
-    bad = [name for name, value in record.items() if not math.isfinite(value)]
-    if bad:
-        named = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
-        raise FloatingPointError(
-            f"step {record['step']}: {named} not finite; lower optim.lr, or resume from the last "
-            f"checkpoint with another train.seed"
-        )

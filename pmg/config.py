@@ -56,6 +56,16 @@ class _Section(BaseModel):
     )
 
 
+def _address(value: object) -> object:
+    """Of a place, checked."""
+    if not isinstance(value, str | Path):
+        return value
+    try:
+        return str(Place.of(value))
+    except StoreError as error:  # which does not show the address: it may hold keys
+        raise PydanticCustomError("store", "{message}", {"message": str(error)}) from error
+
+
 class DataConfig(_Section):
     """Which store, and how patches are drawn from it."""
 
@@ -113,12 +123,7 @@ class DataConfig(_Section):
     @field_validator("store", mode="before")
     @classmethod
     def _is_a_place(cls, value: object) -> object:
-        if not isinstance(value, str | Path):
-            return value
-        try:
-            return str(Place.of(value))
-        except StoreError as error:  # which does not show the address: it may hold keys
-            raise PydanticCustomError("store", "{message}", {"message": str(error)}) from error
+        return _address(value)
 
     @model_validator(mode="after")
     def _slices_have_a_middle(self) -> DataConfig:
@@ -305,10 +310,34 @@ class TrainConfig(_Section):
 
     steps: Count = 100_000
     batch: Count = Field(16, description="patch pairs per step over all workers")
+    accumulate: Count = Field(
+        1, description="micro-batches of a worker's share of a step, one after the other"
+    )
+    precision: Literal["float32", "bf16", "fp16"] = Field(
+        "float32",
+        description="of convolutions; weights, optimiser and prior are float32; fp16 scales losses",
+    )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     log_every: Count = 10
     checkpoint_every: Count = 500
     keep: Count = Field(2, description="newest checkpoints kept")
+    keep_best: str | None = Field(
+        None,
+        description="a logged term, such as total: the checkpoint where it is least is kept too",
+    )
+    checkpoints: str | None = Field(
+        None,
+        description="where checkpoints lie: a folder or s3://bucket/prefix that no other run uses; "
+        "none: in the run's folder",
+    )
+    max_skipped: Count = Field(
+        10, description="steps in a row without a finite loss after which the run ends"
+    )
+
+    @field_validator("checkpoints", mode="before")
+    @classmethod
+    def _is_a_place(cls, value: object) -> object:
+        return _address(value)
 
     @model_validator(mode="after")
     def _saves_where_it_logs(self) -> TrainConfig:
@@ -323,14 +352,27 @@ class TrainConfig(_Section):
 class LaunchConfig(_Section):
     """How many workers, with what, and how DeepSpeed shards."""
 
-    workers: Count = 2
+    workers: Count = Field(2, description="processes that train together; the most, if elastic")
+    min_workers: Count | None = Field(
+        None,
+        description="elastic: go on with so few where nodes are lost, and with more as they come; "
+        "none: exactly as many as workers",
+    )
     cpus_per_worker: Positive = 1.0
     gpus_per_worker: Weight = Field(0.0, description="0 trains on CPUs with gloo")
     zero_stage: Literal[0, 1, 2, 3] = 1
+    offload: Literal["none", "optimizer", "parameters"] = Field(
+        "none",
+        description="to the host's memory: optimizer from zero_stage 1, parameters (and optimizer) "
+        "at 3",
+    )
     placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = Field(
         "PACK", description="of the workers: on few nodes or on many, if possible or strictly"
     )
     max_failures: NonNegative = Field(2, description="restarts of the worker group")
+    hang_s: Annotated[float, Field(ge=1)] = Field(
+        120.0, description="seconds without a step after which a worker is restarted"
+    )
     address: str | None = Field(
         None, description="of a Ray cluster, such as auto; none: a local one"
     )
@@ -421,10 +463,42 @@ class Config(_Section):
                 f"loss.r1 {self.loss.r1} needs launch.zero_stage 0, 1 or 2: stage 3 can't take "
                 f"the gradient of a gradient"
             )
-        if self.train.batch % self.launch.workers:
+        return self
+
+    @model_validator(mode="after")
+    def _every_worker_gets_its_share(self) -> Config:
+        launch, accumulate = self.launch, self.train.accumulate
+        fewest = launch.workers if launch.min_workers is None else launch.min_workers
+        if fewest > launch.workers:
             raise ValueError(
-                f"train.batch {self.train.batch} must be a multiple of "
-                f"launch.workers {self.launch.workers}"
+                f"launch.min_workers {fewest} must be at most launch.workers {launch.workers}"
+            )
+        for workers in range(fewest, launch.workers + 1):
+            if self.train.batch % (workers * accumulate):
+                raise ValueError(
+                    f"train.batch {self.train.batch} must be a multiple of launch.workers {workers}"
+                    + (f" times train.accumulate {accumulate}" if accumulate > 1 else "")
+                    + (
+                        " and of every number of workers from launch.min_workers on"
+                        if fewest < launch.workers
+                        else ""
+                    )
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _deepspeed_can(self) -> Config:
+        launch = self.launch
+        if self.optim.clip and self.train.precision == "fp16":
+            raise ValueError(
+                f"optim.clip {self.optim.clip} needs train.precision float32 or bf16: DeepSpeed "
+                f"would clip gradients that are still scaled"
+            )
+        needed = {"none": 0, "optimizer": 1, "parameters": 3}[launch.offload]
+        if launch.zero_stage < needed:
+            raise ValueError(
+                f"launch.offload {launch.offload} needs launch.zero_stage {needed} or more, "
+                f"not {launch.zero_stage}"
             )
         return self
 

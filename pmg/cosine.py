@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pmg.precision import full_precision
+
 __all__ = ["CosineSkip"]
 
 
@@ -43,12 +45,14 @@ class CosineSkip(nn.Module):
         self.register_buffer("basis", basis.float(), persistent=False)
 
     def analyse(self, x: Tensor) -> Tensor:
-        """[B, N, *S] -> [B, C, *(S / stride)]."""
-        return self._conv(x, self.basis, stride=self._stride)
+        """[B, N, *S] -> [B, C, *(S / stride)], in float32: eight bits of bf16 are several HU."""
+        with full_precision(x.device):
+            return self._conv(x.float(), self.basis, stride=self._stride)
 
     def synthesise(self, z: Tensor) -> Tensor:
         """[B, C, *s] -> [B, N, *(s stride)]: the transpose, which is the inverse."""
-        return self._transposed(z, self.basis, stride=self._stride)
+        with full_precision(z.device):
+            return self._transposed(z.float(), self.basis, stride=self._stride)
 
 
 def _waves(n: int) -> Tensor:

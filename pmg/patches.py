@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -29,6 +29,7 @@ class PatchBatch(Protocol):
     data.slices for 2.5D.
     position_mm: [B, 2, 3] float32, frame coordinates (z, y, x) of the first voxel per domain.
     samples: [B] int64, the run's global numbers of these samples.
+    volume_ids: [B] pairs of names, the volumes of domain 1 and 2 that each sample is of.
     spacing_mm: (z, y, x).
     """
 
@@ -40,6 +41,8 @@ class PatchBatch(Protocol):
     def position_mm(self) -> Any: ...
     @property
     def samples(self) -> Any: ...
+    @property
+    def volume_ids(self) -> Sequence[tuple[str, str]]: ...
     @property
     def spacing_mm(self) -> tuple[float, float, float]: ...
 
@@ -74,6 +77,7 @@ class _Sent:
     hu2: Tensor
     position_mm: Tensor
     samples: Any
+    volume_ids: Sequence[tuple[str, str]]
     spacing_mm: tuple[float, float, float]
     arrived: torch.cuda.Event | None
 
@@ -91,7 +95,8 @@ def _send(
             tensors = [part.pin_memory().to(device, non_blocking=True) for part in tensors]
             arrived = side.record_event()
     hu1, hu2, position_mm = tensors
-    return _Sent(hu1, hu2, position_mm, batch.samples, batch.spacing_mm, arrived)
+    volumes, spacing = batch.volume_ids, batch.spacing_mm
+    return _Sent(hu1, hu2, position_mm, batch.samples, volumes, spacing, arrived)
 
 
 def to_pair(batch: PatchBatch, config: Config, device: torch.device) -> Pair:

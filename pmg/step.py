@@ -6,7 +6,7 @@ is shared by the terms that need it; the equations stand in `generator_loss`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -40,7 +40,7 @@ from pmg.window import Window, window_of
 if TYPE_CHECKING:
     from pmg.config import Config, LossConfig
 
-__all__ = ["Pair", "discriminator_loss", "generator_loss", "train_step"]
+__all__ = ["Outcome", "Pair", "discriminator_loss", "generator_loss", "train_step"]
 
 _DOMAINS: tuple[Domain, Domain] = (1, 2)
 
@@ -55,6 +55,13 @@ class Pair:
     x: dict[Domain, Tensor]
     where: dict[Domain, Where]
     noise: Tensor
+
+    def parts(self, count: int) -> Iterator[Pair]:
+        """The batch in `count` equal micro-batches, one after the other."""
+        size = self.noise.shape[1] // count
+        for part in (slice(k * size, (k + 1) * size) for k in range(count)):
+            where = {i: Where(w.start_mm[part], w.spacing_mm) for i, w in self.where.items()}
+            yield Pair({i: x[part] for i, x in self.x.items()}, where, self.noise[:, part])
 
 
 @dataclass(frozen=True)
@@ -171,8 +178,11 @@ def discriminator_loss(
 
 def train_step(
     translator: Engine, critic: Engine, pair: Pair, step: int, config: Config
-) -> dict[str, Tensor]:
-    """Update E, G and the prior, then D, on one batch. Returns every term by name, detached.
+) -> Outcome:
+    """Update E, G and the prior, and D, on one batch; both or neither, and all ranks alike.
+
+    An update is left out where any rank met a loss or a gradient that is not finite. The host
+    learns of it when it asks for the outcome: nothing here waits for the device.
 
     The generator's loss calls D's bare module with frozen parameters, never its engine: through
     the engine DeepSpeed 0.19 raises at ZeRO 0 to 2 and gives wrong numbers at 3.
@@ -180,20 +190,69 @@ def train_step(
     factor = learning_rate_factor(step, config.train.steps, config.optim)
     warmup = config.loss.kl_warmup_steps
     kl_scale = min(1.0, (step + 1) / warmup) if warmup else 1.0
-
     window = window_of(config.data)
+    measured: list[dict[str, Tensor]] = []
+    suspects: list[Tensor] = []
 
-    critic.module.requires_grad_(False)
-    forward = translator.run(generator_loss, critic.module, pair, config.loss, window, kl_scale)
-    translator.update(forward.loss, config.optim.lr * factor)
-    critic.module.requires_grad_(True)
+    for part in pair.parts(config.train.accumulate):
+        critic.module.requires_grad_(False)
+        forward = translator.run(generator_loss, critic.module, part, config.loss, window, kl_scale)
+        translator.backward(forward.loss)
+        critic.module.requires_grad_(True)
 
-    loss, terms = critic.run(discriminator_loss, pair, forward.translated, config.loss, step)
-    critic.update(loss, config.optim.lr_discriminator * factor)
+        loss, terms = critic.run(discriminator_loss, part, forward.translated, config.loss, step)
+        critic.backward(loss)
 
-    measured = forward.terms | terms | translator.run(_latent_health, forward.posterior)
-    measured["total"] = forward.loss
-    return {name: value.detach() for name, value in measured.items()}
+        terms = forward.terms | terms | translator.run(_latent_health, forward.posterior)
+        measured.append(_detached(terms | {"total": forward.loss}))
+        suspects.append(_not_finite_samples(part, forward.translated))
+
+    terms = {name: torch.stack([m[name] for m in measured]).mean(dim=0) for name in measured[0]}
+    own = torch.stack([t.float() for t in terms.values()])
+    wrong = ~torch.isfinite(own).all()
+    own_fault = translator.fault() | critic.fault()
+    wrong, fault = translator.anywhere(torch.stack([wrong, own_fault])).unbind()
+    skip = torch.maximum(wrong, fault)
+    # In fp16 gradients overflow now and then, which halves the scale and is no defect.
+    counted = torch.maximum(wrong, fault * (translator.scale.value <= 1))
+    translator.step(config.optim.lr * factor, skip)
+    critic.step(config.optim.lr_discriminator * factor, skip)
+    bad_terms = ~torch.isfinite(own)
+    return Outcome(terms, skip, counted, bad_terms, own_fault, torch.cat(suspects))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one step gave, on the device.
+
+    terms: every loss term by name, detached, the mean over this rank's micro-batches.
+    skipped: 1 where no rank updated anything, since a loss or a gradient was not finite on some.
+    counted: the same, less the overflows that a loss scale is there for.
+    bad_terms, bad_gradient, bad_samples: which terms, whether any gradient, and which samples of
+    this rank were not finite.
+    """
+
+    terms: dict[str, Tensor]
+    skipped: Tensor
+    counted: Tensor
+    bad_terms: Tensor
+    bad_gradient: Tensor
+    bad_samples: Tensor
+
+
+@torch.no_grad()
+def _not_finite_samples(pair: Pair, translated: dict[Domain, Tensor]) -> Tensor:
+    """Which samples have a number that is none in their patches or translations: [B].
+
+    No network mixes samples, so that this names the one that brought it in.
+    """
+    involved = [*pair.x.values(), translated[1], translated[2]]
+    sums = [x.flatten(1).sum(dim=1, dtype=torch.float32) for x in involved]
+    return ~torch.isfinite(torch.stack(sums)).all(dim=0)
+
+
+def _detached(terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach() for name, value in terms.items()}
 
 
 @torch.no_grad()

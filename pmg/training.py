@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from pmg.engine import Engine, TorchEngine, parameter_groups
+from pmg.engine import Engine, TorchEngine, adam
 from pmg.mixture import fit_mixture, reseed_dead
 from pmg.model import Critic, Translator
 from pmg.networks import Posterior
 from pmg.patches import PatchBatch, to_pair
 from pmg.prior import MixturePrior, responsibilities
-from pmg.step import Pair, train_step
+from pmg.step import Outcome, Pair, train_step
 
 if TYPE_CHECKING:
     from pmg.config import Config
@@ -31,28 +31,31 @@ def build_modules(config: Config) -> tuple[Translator, Critic]:
         return Translator(config), Critic(config)
 
 
-def averaged_copy(translator: Translator, config: Config) -> AveragedModel | None:
+def averaged_copy(translator: Translator, config: Config) -> Translator | None:
     """The exponential moving average of the weights, which translates; None if not configured."""
-    decay = config.optim.ema
-    if not decay:
+    if not config.optim.ema:
         return None
-    return AveragedModel(translator, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
+    return copy.deepcopy(translator).requires_grad_(False)
 
 
 def torch_engines(translator: Translator, critic: Critic, config: Config) -> tuple[Engine, Engine]:
     """Plain torch engines with Adam, for one process."""
-    optim = config.optim
-    betas = (optim.beta1, optim.beta2)
+    optim, train = config.optim, config.train
 
-    def engine(module: nn.Module) -> TorchEngine:
-        adam = torch.optim.Adam(parameter_groups(module, optim), betas=betas)
-        return TorchEngine(module, adam, optim.clip)
+    def engine(module: nn.Module, lr: float) -> TorchEngine:
+        return TorchEngine(
+            module,
+            adam(module, optim, lr),
+            optim.clip,
+            precision=train.precision,
+            accumulate=train.accumulate,
+        )
 
-    return engine(translator), engine(critic)
+    return engine(translator, optim.lr), engine(critic, optim.lr_discriminator)
 
 
 class Training:
-    """Advances one run step by step. `step` is the number of steps taken."""
+    """Advances one run step by step. `step` is the number of steps taken, skipped ones too."""
 
     def __init__(
         self,
@@ -61,7 +64,7 @@ class Training:
         critic: Engine,
         *,
         device: torch.device,
-        averaged: AveragedModel | None = None,
+        averaged: Translator | None = None,
     ) -> None:
         self.config = config
         self.translator, self.critic = translator, critic
@@ -72,24 +75,35 @@ class Training:
     @property
     def translating_model(self) -> Translator:
         """The averaged translator, or the trained one where none is averaged."""
-        model = self.averaged.module if self.averaged is not None else self.translator.module
+        model = self.averaged if self.averaged is not None else self.translator.module
         assert isinstance(model, Translator)
         return model
 
-    def advance(self, batch: PatchBatch) -> dict[str, Tensor]:
-        """One step on one batch of this rank. Returns every loss term by name, detached."""
+    def advance(self, batch: PatchBatch) -> Outcome:
+        """One step on one batch of this rank."""
         pair = to_pair(batch, self.config, self.device)
         # For the KL estimators that sample: a resumed run draws what it would have drawn.
         # Hashed, for torch's generator looks at 32 bits of its seed on CPUs.
         mixed = np.random.SeedSequence([self.config.train.seed, int(batch.samples[0])])
         torch.manual_seed(int(mixed.generate_state(1)[0]))
         self._guard_prior(pair)
-        terms = train_step(self.translator, self.critic, pair, self.step, self.config)
+        outcome = train_step(self.translator, self.critic, pair, self.step, self.config)
         if self.averaged is not None:
             with self.translator.whole():
-                self.averaged.update_parameters(self.translator.module)
+                self._average(self.averaged, outcome.skipped)
         self.step += 1
-        return terms
+        return outcome
+
+    @torch.no_grad()
+    def _average(self, averaged: Translator, skipped: Tensor) -> None:
+        """averaged <- ema averaged + (1 - ema) trained; the trained weights after the first step.
+
+        Where the step was skipped it stays as it is.
+        """
+        weight = (1 - skipped) * (1 - self.config.optim.ema if self.step else 1.0)
+        own: list[Tensor] = list(averaged.parameters())
+        trained: list[Tensor] = list(self.translator.module.parameters())
+        torch._foreach_lerp_(own, trained, [weight] * len(own))  # type: ignore[list-item]
 
     def _guard_prior(self, pair: Pair) -> None:
         prior = self.config.prior
@@ -99,8 +113,11 @@ class Training:
         if not prior.learned or prior.components == 1 or not (fit or reseed):
             return
         z, share = self.translator.run(_encodings, pair)
-        z = self.translator.gather(z).flatten(0, 1)
-        share = self.translator.gather(share).mean(dim=0)
+        z, share = self.translator.gather(z), self.translator.gather(share)
+        sound = torch.isfinite(z).flatten(1).all(dim=1) & torch.isfinite(share).all(dim=1)
+        if not sound.any():
+            return
+        z, share = z[sound].flatten(0, 1), share[sound].mean(dim=0)
         seed = self.config.train.seed + self.step
         values = self.translator.run(_fit if fit else _reseed, z, share, seed)
         if values:
@@ -112,7 +129,7 @@ class Training:
         """A jump of the prior is no step to average over: the old one would stay for long."""
         if self.averaged is not None:
             for name, value in values.items():
-                self.averaged.module.get_parameter(name).copy_(value)
+                self.averaged.get_parameter(name).copy_(value)
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import re
 import shutil
@@ -71,10 +72,17 @@ class Place(ABC):
 
     @abstractmethod
     def read_ranges(
-        self, name: str, starts: Sequence[int], lengths: Sequence[int]
+        self,
+        name: str,
+        starts: Sequence[int],
+        lengths: Sequence[int],
+        scratch: memoryview | None = None,
     ) -> Sequence[Any]:
         """One buffer of `length` bytes for each range. Raises StoreCorrupt for a file that is
-        shorter. The file is taken to be immutable: it may be kept open."""
+        shorter. The file is taken to be immutable: it may be kept open.
+
+        scratch: memory for all ranges that the buffers may be parts of, until it is used again.
+        """
 
     @abstractmethod
     def size(self, name: str) -> int:
@@ -134,10 +142,20 @@ class LocalPlace(Place):
         return file.read(0, status.st_size, status.st_size), _version(status)
 
     def read_ranges(
-        self, name: str, starts: Sequence[int], lengths: Sequence[int]
-    ) -> Sequence[bytes]:
+        self,
+        name: str,
+        starts: Sequence[int],
+        lengths: Sequence[int],
+        scratch: memoryview | None = None,
+    ) -> Sequence[bytes | memoryview]:
         file, size = self._current(name)
-        return [file.read(a, n, size) for a, n in zip(starts, lengths, strict=True)]
+        if scratch is None:
+            return [file.read(a, n, size) for a, n in zip(starts, lengths, strict=True)]
+        ends = list(itertools.accumulate(lengths))
+        buffers = [scratch[end - n : end] for end, n in zip(ends, lengths, strict=True)]
+        for start, buffer in zip(starts, buffers, strict=True):
+            file.read_into(buffer, start, size)
+        return buffers
 
     def size(self, name: str) -> int:
         return self._current(name)[1]
@@ -222,20 +240,28 @@ class _File:
 
     def read(self, start: int, length: int, size: int) -> bytes:
         """size: of the file. Nothing is allocated for what lies beyond it."""
-        parts = []
+        if start + length > size:
+            raise self._truncated(size, start + length)
+        out = bytearray(length)
+        self.read_into(memoryview(out), start, size)
+        return bytes(out)
+
+    def read_into(self, out: memoryview, start: int, size: int) -> None:
+        """Fill `out` with the bytes from `start` on."""
+        end = start + len(out)
         try:
-            while length and start + length <= size:
-                parts.append(os.pread(self.descriptor, length, start))  # at most 2 GiB a call
-                if not parts[-1]:
+            while start < end <= size:
+                count = os.preadv(self.descriptor, [out], start)  # at most 2 GiB a call
+                if not count:
                     break  # truncated at this moment
-                start, length = start + len(parts[-1]), length - len(parts[-1])
+                start, out = start + count, out[count:]
         except OSError as error:
             raise StoreError(f"{self.path}: cannot be read ({error.strerror})") from error
-        if length:
-            raise StoreCorrupt(
-                f"{self.path}: truncated; has {size} bytes, expected {start + length} or more"
-            )
-        return b"".join(parts) if len(parts) != 1 else parts[0]
+        if start < end:
+            raise self._truncated(size, end)
+
+    def _truncated(self, size: int, end: int) -> StoreCorrupt:
+        return StoreCorrupt(f"{self.path}: truncated; has {size} bytes, expected {end} or more")
 
     def __del__(self) -> None:
         if self.descriptor >= 0:

@@ -77,7 +77,11 @@ class S3Place(Place):
             return bytes(answer.bytes()), str(answer.meta["e_tag"])
 
     def read_ranges(
-        self, name: str, starts: Sequence[int], lengths: Sequence[int]
+        self,
+        name: str,
+        starts: Sequence[int],
+        lengths: Sequence[int],
+        scratch: memoryview | None = None,
     ) -> Sequence[obstore.Bytes]:
         with self._asking(name):
             ranges = obstore.get_ranges(self._server, checked(name), starts=starts, lengths=lengths)

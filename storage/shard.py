@@ -69,7 +69,8 @@ class ShardedArray:
             ) from error
         self._grid = _index([s // c for s, c in zip(shard, self.chunk, strict=True)])
         self._largest = 2 * math.prod(self.chunk) + _BLOSC_HEADER + _CHECKSUM
-        self._group_bytes = _DISK_BYTES if isinstance(place, LocalPlace) else _REMOTE_BYTES
+        self._on_disk = isinstance(place, LocalPlace)
+        self._group_bytes = _DISK_BYTES if self._on_disk else _REMOTE_BYTES
         self._indexes: dict[str, np.ndarray] = {}
 
     @staticmethod
@@ -97,11 +98,12 @@ class ShardedArray:
         is missing or does not have its checksum.
         """
         first = np.asarray(starts, np.int64).reshape(-1, 3)
-        outside = ((first < 0) | (first + shape > self.shape)).any(axis=1)
+        outside = (first < 0) | (first + shape > self.shape)
         if outside.any():
+            box = first[outside.any(axis=1)][0].tolist()
             raise StoreError(
                 f"{self._place}/{self._path} has shape {self.shape}; box {tuple(shape)} at "
-                f"{tuple(first[outside][0].tolist())} reaches out of it"
+                f"{tuple(box)} reaches out of it"
             )
         columns = _columns((first + self._lead).tolist(), shape, self.chunk)
         for group in self._groups(columns):
@@ -109,11 +111,15 @@ class ShardedArray:
             for column, _ in group:
                 self._copy(column, stored, outs)
 
-    def _copy(self, column: _Column, stored: Mapping[Index, Any], outs: Sequence[Any]) -> None:
+    def _copy(
+        self, column: _Column, stored: Mapping[Index, np.ndarray], outs: Sequence[Any]
+    ) -> None:
         """Decode a column of chunks, one under the other, and copy what each box has of it."""
         levels = sorted(column.levels)
         bottom, n = levels[0], self.chunk[0]
-        decoded = _scratch(((levels[-1] + 1 - bottom) * n, *self.chunk[1:]))
+        shape = ((levels[-1] + 1 - bottom) * n, *self.chunk[1:])
+        voxels = _SCRATCH.memory("decoded", 2 * math.prod(shape))
+        decoded = np.frombuffer(voxels, np.int16).reshape(shape)
         for level in levels:
             place = (level, column.y, column.x)
             z = (level - bottom) * n
@@ -138,27 +144,27 @@ class ShardedArray:
         if group:
             yield group
 
-    def _fetch(self, entries: list[_Entry]) -> dict[Index, Any]:
-        """The stored bytes of chunks, those that lie next to each other in one range."""
+    def _fetch(self, entries: list[_Entry]) -> dict[Index, np.ndarray]:
+        """The stored bytes of chunks, those that lie next to each other in one range.
+
+        They may be overwritten when this thread fetches again.
+        """
         stored = {}
+        used = 0
         entries.sort()
         for name, of_shard in itertools.groupby(entries, key=lambda entry: entry.name):
-            runs: list[list[_Entry]] = []
-            starts: list[int] = []
-            ends: list[int] = []
-            for entry in of_shard:
-                if not runs or entry.offset > ends[-1] + _GAP_BYTES:
-                    runs.append([])
-                    starts.append(entry.offset)
-                    ends.append(entry.offset)
-                runs[-1].append(entry)
-                ends[-1] = max(ends[-1], entry.offset + entry.length)
-            lengths = [end - start for start, end in zip(starts, ends, strict=True)]
-            buffers = self._place.read_ranges(name, starts, lengths)
+            runs = _runs(of_shard)
+            starts = [run[0].offset for run in runs]
+            lengths = [run[-1].end - start for run, start in zip(runs, starts, strict=True)]
+            scratch = None
+            if self._on_disk:
+                scratch = _SCRATCH.memory("stored", used + sum(lengths))[used:]
+                used += sum(lengths)
+            buffers = self._place.read_ranges(name, starts, lengths, scratch)
             for run, start, buffer in zip(runs, starts, buffers, strict=True):
                 data = np.frombuffer(buffer, np.uint8)
-                for _, offset, length, place in run:
-                    stored[place] = data[offset - start : offset - start + length]
+                for entry in run:
+                    stored[entry.place] = data[entry.offset - start : entry.end - start]
         return stored
 
     def _entry(self, place: Index) -> _Entry:
@@ -188,11 +194,10 @@ class ShardedArray:
 
     def _decode(self, place: Index, data: np.ndarray, out: np.ndarray) -> None:
         body = data[:-_CHECKSUM]
-        stated = int.from_bytes(data[-_CHECKSUM:].tobytes(), "little")
-        if google_crc32c.value(body) != stated:
+        if google_crc32c.value(body) != int.from_bytes(data[-_CHECKSUM:], "little"):
             raise StoreCorrupt(f"{self._where(place)} is damaged: not its CRC-32C")
         # Blosc writes as many bytes as its header says, and leaves the rest of `out` as it was.
-        size = int.from_bytes(body[4:8].tobytes(), "little")
+        size = int.from_bytes(body[4:8], "little")
         if size != out.nbytes:
             raise StoreCorrupt(
                 f"{self._where(place)} decodes to {size} bytes; expected {out.nbytes}"
@@ -207,19 +212,21 @@ class ShardedArray:
 
 
 class _Scratch(threading.local):
-    """Memory that a thread decodes into: fresh pages would cost as much as the decoding."""
+    """Memory that a thread reads and decodes into again and again: what is fresh costs as much as
+    the decoding, for none of it is in the core's cache."""
 
-    buffer = np.empty(0, np.int16)
+    def __init__(self) -> None:
+        self._memory: dict[str, memoryview] = {}
+
+    def memory(self, use: str, size: int) -> memoryview:
+        """`size` bytes that are this thread's until it asks for the same use again."""
+        memory = self._memory.get(use)
+        if memory is None or len(memory) < size:
+            memory = self._memory[use] = np.empty(size, np.uint8).data
+        return memory[:size]
 
 
 _SCRATCH = _Scratch()
-
-
-def _scratch(shape: Sequence[int]) -> np.ndarray:
-    size = math.prod(shape)
-    if _SCRATCH.buffer.size < size:
-        _SCRATCH.buffer = np.empty(size, np.int16)
-    return _SCRATCH.buffer[:size].reshape(shape)
 
 
 class _Entry(NamedTuple):
@@ -229,6 +236,22 @@ class _Entry(NamedTuple):
     offset: int
     length: int
     place: Index
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.length
+
+
+def _runs(entries: Iterable[_Entry]) -> list[list[_Entry]]:
+    """Entries of one shard, by offset, in parts that are each read in one range."""
+    runs: list[list[_Entry]] = []
+    end = -1
+    for entry in entries:
+        if not runs or entry.offset > end + _GAP_BYTES:
+            runs.append([])
+        runs[-1].append(entry)
+        end = entry.end
+    return runs
 
 
 # Where an axis of a box lies in one chunk: as a slice of the box, and as one of the chunk.

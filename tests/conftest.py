@@ -12,6 +12,17 @@ from storage.place import Place
 _numbers = itertools.count()
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Which tests one process of pytest-xdist runs: those of a file, which share its fixtures; all
+    that start Ray, so that there is one cluster at a time."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        ray = folder not in ("pmg", "storage") and item.get_closest_marker("slow")
+        item.add_marker(pytest.mark.xdist_group("ray" if ray else item.path.name))
+
+
 @pytest.fixture(scope="session")
 def s3_bucket() -> Iterator[str]:
     with s3_server() as url:

@@ -15,9 +15,12 @@ from pmg.cli.options import OUT_FOLDER, config_option, overrides_argument, store
 @click.option(
     "--run", type=OUT_FOLDER, required=True, help="folder of the run; resumed if it exists"
 )
+@click.option("--force", is_flag=True, help="go on from checkpoints of other settings or data")
 @config_option
 @overrides_argument
-def command(store: str | None, run: Path, source: str | None, overrides: tuple[str, ...]) -> None:
+def command(
+    store: str | None, run: Path, force: bool, source: str | None, overrides: tuple[str, ...]
+) -> None:
     """Train a translator on a store, with Ray and DeepSpeed.
 
     Settings come from the defaults, then --config, then overrides such as prior.components=8 or
@@ -31,5 +34,5 @@ def command(store: str | None, run: Path, source: str | None, overrides: tuple[s
 
         from launch.train import train
 
-        folder = train(config, run)
+        folder = train(config, run, force=force)
     click.echo(f"next: pmg translate --model {folder.root} SERIES --out OUT")

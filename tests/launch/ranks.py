@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from launch.run_folder import RunFolder
 from pmg.config import Config
 from pmg.training import Training, averaged_copy, build_modules, torch_engines
 from storage.store import Store
@@ -33,7 +35,8 @@ def start(config: Config, engines: Callable) -> Training:
     return Training(config, *engines(*modules, config), device=CPU, averaged=averaged)
 
 
-def advance(training: Training, steps: int, rank: int = 0, world_size: int = 1) -> None:
+def advance(training: Training, steps: int, rank: int = 0, world_size: int = 1) -> list[float]:
+    """The total loss of every step on this rank."""
     config = training.config
     with open_stream(
         Store.open(config.data.store),
@@ -44,8 +47,7 @@ def advance(training: Training, steps: int, rank: int = 0, world_size: int = 1) 
         global_batch=config.train.batch,
         start_step=training.step,
     ) as stream:
-        for _ in range(steps):
-            training.advance(next(stream))
+        return [training.advance(next(stream)).terms["total"].item() for _ in range(steps)]
 
 
 def parameters(training: Training) -> dict[str, torch.Tensor]:
@@ -53,7 +55,7 @@ def parameters(training: Training) -> dict[str, torch.Tensor]:
     modules = {
         "translator": training.translator.module,
         "critic": training.critic.module,
-        "averaged": training.averaged.module,
+        "averaged": training.averaged,
     }
     return {
         f"{which}.{name}": value.detach().clone()
@@ -62,43 +64,79 @@ def parameters(training: Training) -> dict[str, torch.Tensor]:
     }
 
 
-def train_alone(config: Config, steps: int) -> dict[str, torch.Tensor]:
+def train_alone(config: Config, steps: int) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """What one process of plain torch trains, and its loss at every step."""
     torch.set_num_threads(1)
     training = start(config, torch_engines)
-    advance(training, steps)
-    return parameters(training)
+    losses = advance(training, steps)
+    return parameters(training), losses
 
 
-def train_together(configs: Sequence[Config], steps: int, folder: Path) -> None:
-    """Two processes train one configuration after the other; `folder/ITS_NUMBER.pt` has the ends.
+def train_together(configs: Sequence[Config], steps: int, folder: Path, ranks: int = 2) -> None:
+    """So many processes train one configuration after the other; `folder/ITS_NUMBER.pt` has each.
 
-    Each is a dictionary of parameters, and of `sharded`: how many a rank did not have in full.
+    That is a dictionary of parameters, and of `sharded`: how many a rank did not have in full.
     """
-    mp.spawn(_rank, (configs, steps, folder), nprocs=2)
+    mp.spawn(_train, (ranks, configs, steps, folder), nprocs=ranks)
 
 
-def _rank(rank: int, configs: Sequence[Config], steps: int, folder: Path) -> None:
+def _train(rank: int, ranks: int, configs: Sequence[Config], steps: int, folder: Path) -> None:
+    with _group(rank, ranks, folder) as engines:
+        for number, config in enumerate(configs):
+            training = start(config, engines)
+            advance(training, steps, rank, ranks)
+            _keep(training, rank, folder / f"{number}.pt")
+
+
+def go_on_together(configs: Sequence[Config], steps: int, folder: Path, ranks: int) -> None:
+    """So many processes resume each configuration's run in `folder/ITS_NUMBER`, if there is one,
+    take some steps, and save.
+
+    `folder/ITS_NUMBER.pt` has the parameters, and `losses`: the mean over ranks of each step.
+    """
+    mp.spawn(_go_on, (ranks, configs, steps, folder), nprocs=ranks)
+
+
+def _go_on(rank: int, ranks: int, configs: Sequence[Config], steps: int, folder: Path) -> None:
+    from launch.saver import Saver  # noqa: PLC0415  which imports DeepSpeed
+
+    with _group(rank, ranks, folder) as engines:
+        for number, config in enumerate(configs):
+            training = start(config, engines)
+            run = RunFolder(folder / str(number))
+            saver = Saver(training, training.translator, training.critic, run, "catalogue")
+            saver.resume()
+            losses = torch.tensor(advance(training, steps, rank, ranks))
+            dist.all_reduce(losses)
+            saver.save({"skipped": 0})
+            saver.finish()
+            _keep(training, rank, folder / f"{number}.pt", losses=(losses / ranks).tolist())
+
+
+def _keep(training: Training, rank: int, file: Path, **more: object) -> None:
+    modules = (training.translator.module, training.critic.module)
+    sharded = sum(p.numel() == 0 for module in modules for p in module.parameters())
+    with training.translator.whole(), training.critic.whole():
+        if rank == 0:
+            torch.save({"sharded": sharded} | more | parameters(training), file)
+
+
+@contextmanager
+def _group(rank: int, ranks: int, folder: Path) -> Iterator[Callable]:
+    """This process as one of a group; yields what makes engines of modules."""
     os.environ |= {"DS_ACCELERATOR": "cpu", "LOCAL_RANK": str(rank)}
     torch.set_num_threads(1)
-    rendezvous = f"file://{folder / 'rendezvous'}"
-    dist.init_process_group("gloo", rendezvous, timedelta(seconds=120), 2, rank)
+    rendezvous = f"file://{folder / f'rendezvous-of-{ranks}'}"
+    dist.init_process_group("gloo", rendezvous, timedelta(seconds=120), ranks, rank)
     import deepspeed  # noqa: PLC0415  after DS_ACCELERATOR
 
     from launch.engine import DeepSpeedEngine  # noqa: PLC0415
 
     deepspeed.initialize = partial(_initialize, deepspeed.initialize)
-
-    def engines(translator, critic, config):
-        return DeepSpeedEngine(translator, config), DeepSpeedEngine(critic, config)
-
-    for number, config in enumerate(configs):
-        training = start(config, engines)
-        advance(training, steps, rank, 2)
-        modules = (training.translator.module, training.critic.module)
-        sharded = sum(p.numel() == 0 for module in modules for p in module.parameters())
-        with training.translator.whole(), training.critic.whole():
-            if rank == 0:
-                torch.save({"sharded": sharded} | parameters(training), folder / f"{number}.pt")
+    yield lambda translator, critic, config: (
+        DeepSpeedEngine(translator, config),
+        DeepSpeedEngine(critic, config),
+    )
     dist.barrier()
     dist.destroy_process_group()
 

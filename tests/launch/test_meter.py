@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch.multiprocessing as mp
 
 from launch import worker
 from launch.worker import Meter
+from pmg.step import Outcome
 
 
 class Clock:
@@ -25,6 +27,11 @@ class Clock:
 
     def time(self) -> float:
         return self.now
+
+
+def outcome(loss: float, *, skipped: int) -> Outcome:
+    flag, none = torch.tensor(float(skipped)), torch.tensor([False])
+    return Outcome({"loss": torch.tensor(loss)}, flag, flag, none, none, none)
 
 
 def _rank(rank: int, folder: Path) -> None:
@@ -42,7 +49,8 @@ def _rank(rank: int, folder: Path) -> None:
         for _ in range(4):
             meter.timed_next(stream)
             clock.now += 1.0  # the step
-            meter.add({"loss": torch.tensor(float(rank + interval))})
+            meter.add(outcome(float(rank + interval), skipped=0))
+            meter.add(outcome(math.nan, skipped=1))
         record, stop = meter.summary(14 + 4 * interval, stop=rank == 1 and interval == 1)
         clock.now += 60.0  # a checkpoint
         meter.restart(14 + 4 * interval)

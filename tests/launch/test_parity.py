@@ -46,7 +46,7 @@ def together(configs, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(configs):
-    return {option: train_alone(configs[CASES.index((0, option))], STEPS) for option in OPTIONS}
+    return {option: train_alone(configs[CASES.index((0, option))], STEPS)[0] for option in OPTIONS}
 
 
 @pytest.mark.parametrize(("stage", "option"), CASES)

@@ -13,6 +13,7 @@ from launch.run_folder import RunBusy, RunFolder
 from launch.train import train
 from pmg.config import ConfigError
 from storage.errors import StoreError
+from storage.place import Place
 from storage.store import Store
 
 
@@ -31,10 +32,9 @@ def nothing_was_started():
 
 def with_checkpoint(run, config):
     folder = RunFolder(run)
-    partial = checkpoint.partial_folder(folder.checkpoints, 8)
-    partial.mkdir(parents=True)
     catalogue = Store.open(config.data.store).digest
-    checkpoint.commit(partial, {"step": 8, "identity": checkpoint.identity(config, catalogue)})
+    state = {"step": 8, "identity": checkpoint.identity(config, catalogue)}
+    checkpoint.seal(Place.of(folder.checkpoints), state, {})
     return folder
 
 
@@ -65,9 +65,11 @@ def test_patches_larger_than_the_volumes(store, tmp_path):
         ("model", "width", 8),
         ("discriminator", "layers", 3),
         ("prior", "components", 5),
-        ("launch", "zero_stage", 2),
-        ("launch", "workers", 1),
         ("optim", "ema", 0.0),
+        ("optim", "lr", 0.5),
+        ("loss", "lambda_gan", 3.0),
+        ("train", "batch", 8),
+        ("train", "precision", "bf16"),
     ],
 )
 def test_a_checkpoint_that_other_settings_wrote(store, tmp_path, section, field, value):

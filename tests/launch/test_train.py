@@ -117,7 +117,7 @@ def assert_same_weights(one: RunFolder, other: RunFolder) -> None:
 
 
 def newest_step(folder: RunFolder) -> int:
-    return checkpoint.read_state(checkpoint.newest(folder.checkpoints))["step"]
+    return checkpoint.newest(folder.checkpoints).step
 
 
 def test_a_run_leaves_terms_by_name_verified_checkpoints_and_a_model(whole):

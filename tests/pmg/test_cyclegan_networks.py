@@ -206,7 +206,7 @@ def test_the_same_program_trains_it_in_2d_and_3d(dims):
     config = small(dims)
     modules = build_modules(config)
     training = Training(config, *torch_engines(*modules, config), device=torch.device("cpu"))
-    terms = [training.advance(stream_batch(config, 2 * step)) for step in range(2)]
+    terms = [training.advance(stream_batch(config, 2 * step)).terms for step in range(2)]
     assert all(torch.isfinite(value) for one in terms for value in one.values())
     assert terms[1]["total"] < terms[0]["total"]
 

@@ -55,7 +55,7 @@ def test_training_recovers_the_components_of_a_known_mixture_up_to_their_order()
         CONFIG, *torch_engines(translator, critic, CONFIG), device=torch.device("cpu")
     )
     for step in range(60):
-        terms = training.advance(known_batch(BATCH * step))
+        terms = training.advance(known_batch(BATCH * step)).terms
     mixture = translator.prior.mixture()
     mean = mixture.mean.detach().double().numpy()
     _, order = linear_sum_assignment(np.linalg.norm(MEANS[:, None] - mean, axis=2))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import patches, places, shaken, tiny_config
 
-from pmg.engine import TorchEngine, learning_rate_factor, parameter_groups
+from pmg.engine import TorchEngine, adam, learning_rate_factor, parameter_groups
 from pmg.model import Translator
 
 
@@ -22,9 +22,10 @@ def test_updates_are_those_of_adam_by_hand():
     model = shaken(Translator(config))
     plain = copy.deepcopy(model)
     groups = parameter_groups(model, config.optim)
-    engine = TorchEngine(model, torch.optim.Adam(groups, betas=(0.5, 0.999)))
+    engine = TorchEngine(model, torch.optim.Adam(groups, betas=(0.5, 0.999), fused=True))
     for lr in (1e-2, 1e-3):
-        engine.update(engine.run(loss_of), lr)
+        engine.backward(engine.run(loss_of))
+        engine.step(lr, torch.zeros(()))
 
     name = "generators.1.out.2.weight"
     parameter = plain.get_parameter(name)
@@ -67,7 +68,7 @@ def test_groups_hold_shared_parameters_once_and_fixed_ones_not_at_all():
 def test_assigned_values_are_the_modules_parameters():
     config = tiny_config()
     model = Translator(config)
-    engine = TorchEngine(model, torch.optim.Adam(parameter_groups(model, config.optim)))
+    engine = TorchEngine(model, adam(model, config.optim, 1e-3))
     values = {"prior.mean": torch.full((3, 4), 2.5), "prior.logits": torch.tensor([1.0, 2.0, 3.0])}
     engine.assign(values)
     assert all(torch.equal(model.get_parameter(n), v) for n, v in values.items())

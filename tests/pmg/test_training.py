@@ -29,7 +29,8 @@ def start(config: Config) -> Training:
 def advance(training: Training, steps: int) -> list[dict[str, Tensor]]:
     size = training.config.train.batch
     return [
-        training.advance(stream_batch(training.config, training.step * size)) for _ in range(steps)
+        training.advance(stream_batch(training.config, training.step * size)).terms
+        for _ in range(steps)
     ]
 
 
@@ -145,7 +146,7 @@ def test_what_a_step_samples_depends_on_the_runs_seed():
     for seed in (5, 6):
         config = tiny_config(loss={"kl": "monte_carlo"}, train={"seed": seed})
         engines = torch_engines(*build_modules(tiny_config()), config)
-        terms.append(Training(config, *engines, device=CPU).advance(stream_batch(config)))
+        terms.append(Training(config, *engines, device=CPU).advance(stream_batch(config)).terms)
     assert terms[0]["vae1.kl"] != terms[1]["vae1.kl"]
 
 

@@ -70,6 +70,12 @@ def kill_group(process: Any) -> None:
         os.killpg(process.pid, signal.SIGKILL)
     process.kill()
     process.join()
+    # Its workers hold what they inherited, the lock too, until the last of them has died.
+    deadline = time.monotonic() + 30
+    with suppress(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.killpg(process.pid, 0)
+            time.sleep(0.01)
 
 
 def undisturbed(cohort: Path, store: Path) -> tuple[float, float]:

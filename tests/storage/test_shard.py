@@ -59,9 +59,11 @@ class Counting:
         self.place = place
         self.ranges: list[tuple[int, int]] = []
 
-    def read_ranges(self, name: str, starts: Sequence[int], lengths: Sequence[int]) -> Any:
+    def read_ranges(
+        self, name: str, starts: Sequence[int], lengths: Sequence[int], scratch: Any = None
+    ) -> Any:
         self.ranges += zip(starts, lengths, strict=True)
-        return self.place.read_ranges(name, starts, lengths)
+        return self.place.read_ranges(name, starts, lengths, scratch)
 
 
 class TestReading:
