@@ -317,6 +317,11 @@ class TrainConfig(_Section):
         "float32",
         description="of convolutions; weights, optimiser and prior are float32; fp16 scales losses",
     )
+    compile: bool = Field(
+        False,
+        description="the networks by torch.compile, D only without loss.r1; for GPUs: on two CPU "
+        "cores it took three minutes to start and made no step faster",
+    )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     log_every: Count = 10
     checkpoint_every: Count = 500
@@ -489,6 +494,11 @@ class Config(_Section):
     @model_validator(mode="after")
     def _deepspeed_can(self) -> Config:
         launch = self.launch
+        if self.train.compile and launch.zero_stage == 3:
+            raise ValueError(
+                "train.compile true needs launch.zero_stage 0, 1 or 2: at 3 the shards are "
+                "gathered by hooks inside of the networks"
+            )
         if self.optim.clip and self.train.precision == "fp16":
             raise ValueError(
                 f"optim.clip {self.optim.clip} needs train.precision float32 or bf16: DeepSpeed "

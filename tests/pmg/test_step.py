@@ -280,6 +280,27 @@ def test_a_step_of_every_preset_is_that_of_the_equations(preset):
     assert_gradients_are_those_of(total_d, critic, stepped_critic, clip)
 
 
+@pytest.mark.long
+def test_a_compiled_step_is_the_step():
+    config = tiny_config(model={"blocks": 1}, discriminator={"scales": 1})
+    compiled = tiny_config(
+        model={"blocks": 1}, discriminator={"scales": 1}, train={"compile": True}
+    )
+    translator, critic, pair = prepared(config)
+    terms, *eager = step_on_copies(config, translator, critic, pair)
+    other_terms, *fast = step_on_copies(compiled, translator, critic, pair)
+    for name, value in terms.items():
+        assert other_terms[name].item() == pytest.approx(value.item(), rel=1e-4, abs=1e-5), name
+    for one, other in zip(eager, fast, strict=True):
+        assert one.state_dict().keys() == other.state_dict().keys()
+        for name, parameter in one.named_parameters():
+            if parameter.grad is not None:
+                error = (other.get_parameter(name).grad - parameter.grad).abs().max()
+                assert error <= 1e-4 * max(1, parameter.grad.abs().max()), name
+    networks = [*fast[0].encoders, *fast[0].generators, *fast[1].discriminators]
+    assert all(network._compiled_call_impl is not None for network in networks)
+
+
 @pytest.mark.parametrize(("step", "kl_scale"), [(0, 0.1), (4, 0.5), (9, 1.0), (50, 1.0)])
 def test_warm_up_raises_the_weight_of_every_kl_to_one(step, kl_scale):
     config = tiny_config(loss={"kl_warmup_steps": 10, "lambda_kl": 1.0, "lambda_cycle_kl": 2.0})
