@@ -38,7 +38,9 @@ def averaged_copy(translator: Translator, config: Config) -> Translator | None:
     return copy.deepcopy(translator).requires_grad_(False)
 
 
-def compile_networks(translator: Translator, critic: Critic, config: Config) -> None:
+def compile_networks(
+    translator: Translator, critic: Critic, config: Config, backend: str = "inductor"
+) -> None:
     """Compile the networks in place, if configured; names of parameters stay what they are.
 
     Not the step: its control flow is Python's, and the mixture works in float64. R1 takes the
@@ -50,7 +52,7 @@ def compile_networks(translator: Translator, critic: Critic, config: Config) -> 
     if not config.loss.r1:
         networks += critic.discriminators
     for network in networks:
-        network.compile()
+        network.compile(backend=backend)
 
 
 def torch_engines(translator: Translator, critic: Critic, config: Config) -> tuple[Engine, Engine]:
