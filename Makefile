@@ -13,7 +13,7 @@ demo: $(VENV)/.runs  ## the whole line on a phantom: DICOM to report, about 12 m
 demo-real: $(VENV)/.runs $(VENV)/.real  ## the same on four real chest CT series
 	$(BIN)/pmg demo --real --out demo-real
 
-test: $(VENV)/.develops $(VENV)/.real  ## every test
+test: $(VENV)/.develops $(VENV)/.real $(VENV)/.scans  ## every test
 	$(BIN)/python -m pytest -m "not long"
 	$(BIN)/python -m pytest -m long
 
@@ -47,6 +47,12 @@ $(VENV)/.runs: pyproject.toml constraints.txt | $(VENV)/bin/pip
 
 $(VENV)/.develops: $(VENV)/.runs
 	$(PIP) install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+# A scanner of manifests, apart: it pins other versions of what pmg needs.
+$(VENV)/.scans: | $(VENV)/bin/pip
+	$(PYTHON) -m venv $(VENV)/checkov
+	$(VENV)/checkov/bin/pip install --quiet --disable-pip-version-check checkov==3.3.30
 	@touch $@
 
 # Packages that carry real CT series. They are read by path, never imported, hence no dependencies;

@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,23 @@ class DdpEngine(TorchEngine):
         return agreed
 
 
-def _engines(name: str, modules: tuple[nn.Module, nn.Module], config: Config) -> list[Any]:
+def _sharding_all(initialize: Callable[..., Any], *, config: Any, **arguments: Any) -> Any:
+    """ZeRO 3 leaves parameters below 100,000 numbers on every rank; here it shards those too."""
+    config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    return initialize(config=config, **arguments)
+
+
+def _engines(
+    name: str, modules: tuple[nn.Module, nn.Module], config: Config, *, shard_all: bool
+) -> list[Any]:
     if name == "ddp":
         return [DdpEngine(module, config) for module in modules]
-    from launch.engine import DeepSpeedEngine  # noqa: PLC0415  DDP needs none of it
+    import deepspeed  # noqa: PLC0415  DDP needs none of it
+
+    from launch.engine import DeepSpeedEngine  # noqa: PLC0415
+
+    if shard_all:
+        deepspeed.initialize = partial(_sharding_all, deepspeed.initialize)
 
     return [DeepSpeedEngine(module, config) for module in modules]
 
@@ -72,6 +86,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--skip", type=int, required=True)
     parser.add_argument("--count", action="store_true", help="bytes sent, in the steps after")
+    parser.add_argument("--shard-all", action="store_true", help="at ZeRO 3, small ones too")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
 
@@ -81,8 +96,12 @@ def main() -> None:
     dist.init_process_group("gloo")
     rank, world_size = dist.get_rank(), dist.get_world_size()
     modules = build_modules(config)
+    sizes = {
+        name: sum(p.numel() for p in module.parameters())
+        for name, module in zip(("translator", "critic"), modules, strict=True)
+    }
     averaged = averaged_copy(modules[0], config)
-    engines = _engines(arguments.engine, modules, config)
+    engines = _engines(arguments.engine, modules, config, shard_all=arguments.shard_all)
     training = Training(config, *engines, device=torch.device("cpu"), averaged=averaged)
     with (
         open_stream(
@@ -115,10 +134,7 @@ def main() -> None:
             "images_per_s": 2 * config.train.batch * steps / seconds,
             "cpu_s_per_step": used.item(),
             "rss_bytes": psutil.Process().memory_info().rss,
-            "parameters": {
-                name: sum(p.numel() for p in module.parameters())
-                for name, module in zip(("translator", "critic"), modules, strict=True)
-            },
+            "parameters": sizes,
             "sent_bytes": dict(traffic.sent),
             "calls": dict(traffic.calls),
         }

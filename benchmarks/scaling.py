@@ -44,12 +44,11 @@ from pmg.cost import activation_bytes, cost_of
 STAGES = (0, 1, 2, 3)
 
 # What a rank of a ring sends in a step, in bytes of parameters times (N - 1) / N, of the
-# translator and of the critic: gradients, then what a stage adds. Counted, see `measure`.
-# 0 all-reduces gradients (2). 1 does so too and gathers the updated parameters (1). 2 reduces every
-# gradient to the rank that owns it, which sends it once whatever N, and gathers. 3 scatters (1) and
-# gathers parameters for every pass: the translator's forward and backward, the figures of the
-# latent and the average; the critic's two forwards and two backwards.
-SENT = {0: (2.0, 2.0), 1: (3.0, 3.0), 2: (2.0, 2.0), 3: (5.0, 5.0)}
+# translator and of the critic; counted, see `measure`. 0 all-reduces gradients (2). 1 does so too
+# and gathers the updated parameters (1), where its paper scatters gradients (1). 2 as well:
+# DeepSpeed 0.19 all-reduces its buckets, of which every rank keeps its part. 3 scatters (1) and
+# gathers parameters for every pass.
+SENT = {0: (2.0, 2.0), 1: (3.0, 3.0), 2: (3.0, 3.0), 3: (5.0, 5.0)}
 
 
 @dataclass(frozen=True)
@@ -96,8 +95,8 @@ PRESETS: dict[str, Callable[[], Config]] = {
         ],
     ),
 }
-# Voxels of int16 HU, compressed this much, decoded this much more often than delivered.
-_COMPRESSION = 3.0
+# Of int16 HU by the stores' codec; measured, see benchmarks/results/stream.md.
+_COMPRESSION = 1.9
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,7 @@ def evaluate_on_cluster(
     left = [item for item in items if not is_done(results / item.name, by)]
     console.print(f"{len(items)} to evaluate, {len(items) - len(left)} of them done")
     started, failed, compared = time.monotonic(), 0, "see the earlier run"
-    with cluster(LaunchConfig(address=address)):
+    with cluster(LaunchConfig(address=address)) if left else nullcontext():
         for done, outcome in enumerate(over_cluster(plan, left, share or Share()), 1):
             item = left[outcome.index]
             show_outcome(console, done, len(left), item.name, started, outcome.failure)
@@ -256,4 +257,7 @@ def main(
 
 
 if __name__ == "__main__":
-    main()
+    # By its name: what is pickled here must be found by actors, whose __main__ is another.
+    from launch.evaluate import main as by_name
+
+    by_name()

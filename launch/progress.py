@@ -57,9 +57,10 @@ def _pace(record: dict[str, Any], steps: int) -> str:
     rate = record["steps_per_s"]
     left = _clock((steps - record["step"]) / rate)
     memory = record["memory_bytes"] / 2**30
+    skipped = f"  {record['skipped']} skipped" if record.get("skipped") else ""
     return (
         f"{left} left  {rate:.2f} steps/s  {record['images_per_s']:.1f} images/s  "
-        f"wait {record['data_wait']:.0%}  {memory:.1f} GiB"
+        f"wait {record['data_wait']:.0%}  {memory:.1f} GiB{skipped}"
     )
 
 

@@ -36,6 +36,11 @@ class RunFolder:
         return self.root / "metrics.jsonl"
 
     @property
+    def observations(self) -> Path:
+        """One JSON object a line: what an observer found at a checkpoint's step."""
+        return self.root / "observations.jsonl"
+
+    @property
     def checkpoints(self) -> Path:
         return self.root / "checkpoints"
 
@@ -121,8 +126,17 @@ class RunFolder:
         return found
 
     def append_metrics(self, record: Record) -> None:
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        _append(self.metrics, record)
+
+    def append_observation(self, record: Record) -> None:
+        _append(self.observations, record)
+
+    def read_observations(self) -> list[Record]:
+        """By step, each step's last: a resume may have come to a step again."""
+        if not self.observations.exists():
+            return []
+        found = {one["step"]: one for one in _records(self.observations.read_text())}
+        return [found[step] for step in sorted(found)]
 
     def read_metrics(self) -> Iterator[Record]:
         """The records of one history: after a resume, those it had run past are left out."""
@@ -161,6 +175,11 @@ class MetricsTail:
         whole = written[: written.rfind(b"\n") + 1]  # the last line may be half written
         self._read += len(whole)
         return list(_records(whole.decode()))
+
+
+def _append(path: Path, record: Record) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(record) + "\n")
 
 
 def _records(text: str) -> Iterator[Record]:

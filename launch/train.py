@@ -6,11 +6,12 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import ray
@@ -21,6 +22,7 @@ from rich.console import Console
 from launch import checkpoint
 from launch.cluster import cluster
 from launch.failure import cause
+from launch.laps import Laps
 from launch.progress import follow
 from launch.run_folder import MetricsTail, RunBusy, RunFolder
 from launch.run_report import write_guide, write_run_report
@@ -30,7 +32,10 @@ from storage.place import Place
 from storage.store import Store
 from storage.stream import open_stream
 
-__all__ = ["TrainingFailed", "train"]
+if TYPE_CHECKING:
+    from launch.worker import Observer
+
+__all__ = ["TrainingFailed", "train", "trainer", "with_store"]
 
 _INTERRUPTED = 128 + signal.SIGINT  # what shells expect of a program that Ctrl-C ended
 
@@ -55,7 +60,7 @@ def train(
     more often than launch.max_failures.
     """
     console = console or Console()
-    config, catalogue = _with_store(config)
+    config, catalogue = with_store(config)
     folder = RunFolder(run.resolve())
     folder.root.mkdir(parents=True, exist_ok=True)
     with folder.locked():
@@ -91,7 +96,7 @@ def _fit(config: Config, folder: RunFolder, console: Console, *, force: bool) ->
         f"{_backend(config)} between the workers, {nodes} {'node' if nodes == 1 else 'nodes'}"
     )
     tail = MetricsTail(folder)
-    fit = _InThread(_trainer(config, folder, force=force).fit)
+    fit = _InThread(trainer(config, folder, force=force).fit)
     with _stop_on_interrupt(folder, tail, console):
         follow(
             tail.new,
@@ -113,7 +118,7 @@ def _fit(config: Config, folder: RunFolder, console: Console, *, force: bool) ->
         raise KeyboardInterrupt
 
 
-def _with_store(config: Config) -> tuple[Config, str]:
+def with_store(config: Config) -> tuple[Config, str]:
     """The configuration with the store's absolute address and spacing, and the store's digest."""
     data = config.data
     if data.store is None:
@@ -138,7 +143,13 @@ def _with_store(config: Config) -> tuple[Config, str]:
     return config.model_copy(update={"data": data, "train": train}), store.digest
 
 
-def _trainer(config: Config, folder: RunFolder, *, force: bool) -> TorchTrainer:
+def trainer(
+    config: Config, folder: RunFolder, observer: Observer | None = None, *, force: bool = False
+) -> TorchTrainer:
+    """Ray Train's trainer of a run whose folder holds its configuration; `fit` starts workers.
+
+    config: as `with_store` gives it.
+    """
     launch = config.launch
     resources = {"CPU": launch.cpus_per_worker}
     if launch.gpus_per_worker:
@@ -148,7 +159,9 @@ def _trainer(config: Config, folder: RunFolder, *, force: bool) -> TorchTrainer:
         train_loop_config={
             "config": config.model_dump(mode="json"),
             "run": str(folder.root),
+            "observer": observer,
             "force": force,
+            "asked_unix_s": time.time(),
         },
         torch_config=TorchConfig(backend=_backend(config)),
         scaling_config=ray.train.ScalingConfig(
@@ -182,9 +195,11 @@ def _backend(config: Config) -> str:
 def _work(arguments: dict[str, Any]) -> None:
     if not arguments["config"]["launch"]["gpus_per_worker"]:
         os.environ["DS_ACCELERATOR"] = "cpu"  # read when DeepSpeed is imported
-    from launch.worker import train_worker  # noqa: PLC0415  DeepSpeed is for the workers alone
+    laps = Laps(arguments["asked_unix_s"])
+    with laps.of("imports"):
+        from launch.worker import train_worker  # noqa: PLC0415  DeepSpeed is for workers alone
 
-    train_worker(arguments)
+    train_worker(arguments, laps)
 
 
 class _InThread(threading.Thread):

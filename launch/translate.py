@@ -11,6 +11,7 @@ import hashlib
 import signal
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,9 +25,10 @@ from pmg.done import finishing, is_done, made_by
 from pmg.model import Domain, other
 from pmg.output import write_translation
 from pmg.translate import VolumeTranslator
+from storage.bounded import find_sources, read_source
 from storage.errors import StoreError
 from storage.pseudonym import Pseudonyms, load_key
-from storage.series import Source, find_sources, read_source
+from storage.series import Source
 
 __all__ = ["SeriesTranslation", "translate_on_cluster"]
 
@@ -120,7 +122,10 @@ def translate_on_cluster(
     left = [job for job in jobs if not is_done(out / job[1], by)]
     console.print(f"{len(jobs)} series, {len(jobs) - len(left)} of them done")
     outcomes = []
-    with cluster(LaunchConfig(address=address)), (out / _REPORT).open("a", newline="") as file:
+    with (
+        cluster(LaunchConfig(address=address)) if left else nullcontext(),
+        (out / _REPORT).open("a", newline="") as file,
+    ):
         report, started = csv.writer(file), time.monotonic()
         for outcome in over_cluster(plan, left, share or Share()):
             source, place = left[outcome.index]
@@ -208,4 +213,7 @@ def main(
 
 
 if __name__ == "__main__":
-    main()
+    # By its name: what is pickled here must be found by actors, whose __main__ is another.
+    from launch.translate import main as by_name
+
+    by_name()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 import ray.train
@@ -19,6 +19,7 @@ from torch import Tensor
 from launch.engine import DeepSpeedEngine
 from launch.environment import describe
 from launch.failure import recorded, worker_log
+from launch.laps import Laps
 from launch.run_folder import RunFolder
 from launch.saver import Saver
 from launch.skipped import SkippedSteps
@@ -31,16 +32,24 @@ from pmg.training import Training, averaged_copy, build_modules, compile_network
 from storage.store import Store
 from storage.stream import PatchStream, open_stream
 
-__all__ = ["Meter", "train_worker"]
+__all__ = ["Meter", "Observer", "train_worker"]
 
 _log = logging.getLogger(__name__)
 
 
-def train_worker(arguments: dict[str, Any]) -> None:
+class Observer(Protocol):
+    """Looks at a training before each of its checkpoints; picklable."""
+
+    def __call__(self, training: Training) -> Mapping[str, Any]:
+        """What rank 0 writes to the run's observations. All ranks call, between collectives."""
+        ...
+
+
+def train_worker(arguments: dict[str, Any], laps: Laps) -> None:
     """Ray Train's loop on one worker: from the newest good checkpoint to the last step.
 
     arguments: `config` (a dumped Config with data.store set), `run` (the run folder's path) and
-    `force` (go on from checkpoints that other settings wrote).
+    `observer` (an Observer or None) and `force` (go on from checkpoints that other settings wrote).
     """
     config, force = Config.model_validate(arguments["config"]), arguments["force"]
     folder = RunFolder(Path(arguments["run"]))
@@ -52,18 +61,28 @@ def train_worker(arguments: dict[str, Any]) -> None:
         )
     with worker_log(folder, rank), recorded(folder, rank):
         _log.info("rank %d of %d, %s", rank, dist.get_world_size(), dist.get_backend())
-        _train(config, folder, rank, force=force)
+        _train(config, folder, rank, arguments["observer"], laps, force=force)
 
 
-def _train(config: Config, folder: RunFolder, rank: int, *, force: bool) -> None:
+def _train(
+    config: Config,
+    folder: RunFolder,
+    rank: int,
+    observer: Observer | None,
+    laps: Laps,
+    *,
+    force: bool,
+) -> None:
     assert config.data.store is not None
     torch.set_num_threads(max(1, int(config.launch.cpus_per_worker)))
     world_size = dist.get_world_size()
-    store = Store.open(config.data.store)
-    modules = build_modules(config)
-    averaged = averaged_copy(modules[0], config)
-    compile_networks(*modules, config)
-    translator, critic = (DeepSpeedEngine(module, config) for module in modules)
+    with laps.of("data"):
+        store = Store.open(config.data.store)
+    with laps.of("engines"):
+        modules = build_modules(config)
+        averaged = averaged_copy(modules[0], config)
+        compile_networks(*modules, config)
+        translator, critic = (DeepSpeedEngine(module, config) for module in modules)
     training = Training(
         config,
         translator,
@@ -72,7 +91,8 @@ def _train(config: Config, folder: RunFolder, rank: int, *, force: bool) -> None
         averaged=averaged.to(translator.device) if averaged is not None else None,
     )
     saver = Saver(training, translator, critic, folder, store.digest, force=force)
-    saver.resume()
+    with laps.of("resume"):
+        saver.resume()
     start = describe(training.step)
     if rank == 0:
         folder.add_start(start)
@@ -97,7 +117,7 @@ def _train(config: Config, folder: RunFolder, rank: int, *, force: bool) -> None
         )
         saver.on_sealed = tracker.saved
         with watchdog(folder.stacks(rank), config.launch.hang_s) as alive:
-            _run(training, stream, saver, folder, tracker, alive)
+            _run(training, stream, saver, folder, tracker, alive, observer, laps)
 
 
 def _run(
@@ -107,6 +127,8 @@ def _run(
     folder: RunFolder,
     tracker: Tracking,
     alive: Callable[[], None],
+    observer: Observer | None,
+    laps: Laps,
 ) -> None:
     """Steps until the last, a stop or an error; what is under way of a checkpoint is ended."""
     config = training.config.train
@@ -114,10 +136,12 @@ def _run(
     skipped = SkippedSteps(saver.skipped, config.max_skipped)
     with closing(on_device(stream, training.device)) as batches:
         while training.step < config.steps:
-            batch = meter.timed_next(batches)
-            outcome = training.advance(batch)
-            meter.add(outcome)
-            skipped.add(training.step, batch, outcome)
+            with laps.of("data"):
+                batch = meter.timed_next(batches)
+            with laps.of("steps"):
+                outcome = training.advance(batch)
+                meter.add(outcome)
+                skipped.add(training.step, batch, outcome)
             tracker.panel(training, batch)
             alive()
             last = training.step == config.steps
@@ -128,8 +152,17 @@ def _run(
             if dist.get_rank() == 0:
                 folder.append_metrics(record)
             tracker.log(record)
-            if last or stop or training.step % config.checkpoint_every == 0:
-                saver.save(record)
+            due = last or training.step % config.checkpoint_every == 0
+            if due and observer is not None:  # first: a checkpoint's step has been observed
+                with laps.of("evaluation"), training.translator.whole():
+                    found = observer(training)
+                if dist.get_rank() == 0:
+                    seen = {"step": training.step, "metrics": record, "seconds": laps.seconds()}
+                    folder.append_observation(seen | dict(found))
+                alive()
+            if due or stop:
+                with laps.of("checkpoint"):
+                    saver.save(record)
                 ray.train.report(record)
             else:
                 saver.seal(wait=False)

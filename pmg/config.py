@@ -35,6 +35,7 @@ __all__ = [
     "TrackConfig",
     "TrainConfig",
     "TranslateConfig",
+    "explained",
     "load_config",
     "preset_names",
 ]
@@ -108,6 +109,9 @@ class DataConfig(_Section):
     )
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="share of the patients that no training step sees"
+    )
+    validation_seed: NonNegative = Field(
+        0, description="draws those patients, whatever train.seed: runs compare on the same ones"
     )
     memory_bytes: Annotated[int, Field(ge=0)] = Field(
         2 * 1024**3, description="per worker; a cohort below it is kept decoded in memory"
@@ -545,7 +549,12 @@ def load_config(
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(e) for e in error.errors())) from None
+        raise ConfigError(explained(error)) from None
+
+
+def explained(error: ValidationError, root: type[BaseModel] | None = None) -> str:
+    """One line for each setting that was refused, of a tree below `root` (Config)."""
+    return "\n".join(_explain(one, root or Config) for one in error.errors())
 
 
 def _read_tree(source: Path | str | None) -> dict[str, Any]:
@@ -594,11 +603,11 @@ def _scalar(text: str) -> Any:
         raise ConfigError(f"override value {text!r}: not YAML: {error}") from None
 
 
-def _explain(error: Any) -> str:
+def _explain(error: Any, root: type[BaseModel]) -> str:
     location = [str(part) for part in error["loc"]]
     name = ".".join(location) or "config"
     if error["type"] == "extra_forbidden":
-        known = _fields_beside(location)
+        known = _fields_beside(location, root)
         near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
         prefix = "".join(f"{part}." for part in location[:-1])
         hint = f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(known)}"
@@ -612,10 +621,10 @@ def _explain(error: Any) -> str:
     return f"config {name}: {shown!r} is not allowed: {message[0].lower()}{message[1:]}"
 
 
-def _fields_beside(location: Sequence[str]) -> list[str]:
-    model: type[BaseModel] = Config
+def _fields_beside(location: Sequence[str], model: type[BaseModel]) -> list[str]:
     for part in location[:-1]:
-        annotation = model.model_fields[part].annotation
+        field = model.model_fields.get(part)
+        annotation = None if field is None else field.annotation
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             return []
         model = annotation

@@ -271,6 +271,8 @@ class StreamSettings(Protocol):
     @property
     def validation_fraction(self) -> float: ...
     @property
+    def validation_seed(self) -> int: ...
+    @property
     def memory_bytes(self) -> int: ...
     @property
     def threads(self) -> int: ...
@@ -288,10 +290,11 @@ def open_stream(
 ) -> PatchStream:
     """The training stream of one rank: the patients that are not held out for validation.
 
+    Who is held out depends on the settings alone: runs with other seeds train on the same patients.
     The pool, four batches where the settings leave it open, is rounded up to whole batches.
     """
     pool = -(-(settings.pool or 4 * global_batch) // global_batch) * global_batch
-    training, _ = split_patients(store.rows, settings.validation_fraction, seed)
+    training, _ = split_patients(store.rows, settings.validation_fraction, settings.validation_seed)
     flat = len(settings.patch) == 2
     z, y, x = (settings.slices, *settings.patch) if flat else settings.patch
     sampler = PairSampler(

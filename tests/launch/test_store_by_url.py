@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from small_run import make_store, small_config
 
-from launch.train import _with_store
+from launch.train import with_store
 from storage.place import LocalPlace, Place
 from storage.stream import open_stream
 
@@ -36,7 +36,7 @@ def test_the_driver_hands_over_an_address_that_every_worker_can_open(
     if isinstance(place, LocalPlace):  # given relative to where the driver runs
         monkeypatch.chdir(place.root.parent)
         address = place.root.name
-    config, catalogue = _with_store(small_config(address))
+    config, catalogue = with_store(small_config(address))
     assert catalogue == store.digest
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 import urllib.request
 from pathlib import Path
@@ -19,7 +17,6 @@ import yaml
 from small_run import make_store, small_config
 
 from benchmarks.head import Head
-from launch import archive
 from launch.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow
@@ -168,6 +165,20 @@ def test_a_runs_model_and_report_are_fetched_and_checkpoints_stay(head, trained,
     assert not (tmp_path / "checkpoints").exists()
 
 
+def test_a_cohort_is_evaluated_by_a_job(head, trained, tmp_path):
+    run, _ = trained
+    store = run.root.parent / "store"
+    arguments = ["--run", str(run.root), "--store", str(store), "--out", str(tmp_path / "out")]
+    arguments += ["--memory", "0.5"]
+    done = pmg(head, "submit", "--address", head.address, "evaluate", *arguments)
+    assert "[2/2" in done.stdout
+    assert (tmp_path / "out" / "report.html").exists()
+    assert (
+        "2 of them done"
+        in pmg(head, "submit", "--address", head.address, "evaluate", *arguments).stdout
+    )
+
+
 def test_a_wrong_token_is_refused_in_one_line(head, tmp_path):
     wrong = tmp_path / "token"
     wrong.write_text("0" * 64)
@@ -213,21 +224,3 @@ def test_nothing_that_answers_is_named_with_its_address(head):
     done = pmg(head, "job", "list", "--address", "http://127.0.0.1:9", expected=1)
     (line,) = done.stderr.splitlines()
     assert "http://127.0.0.1:9" in line
-
-
-def test_an_archive_lands_below_its_folder_only(tmp_path):
-    """Whoever controls the job's log may send any archive."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        info = tarfile.TarInfo("../escaped")
-        info.size = 1
-        tar.addfile(info, io.BytesIO(b"x"))
-    out = io.BytesIO()
-    lines = archive._Lines(out)
-    lines.write(buffer.getvalue())
-    lines.flush()
-    reader = archive.ArchiveReader()
-    reader.feed(out.getvalue().decode())
-    with pytest.raises(tarfile.OutsideDestinationError):
-        reader.extract(tmp_path / "out")
-    assert not (tmp_path / "escaped").exists()

@@ -250,14 +250,14 @@ sys.path.insert(0, {here!r})
 from test_translate import config, translator, affine
 from storage.volume import Volume
 torch.set_num_threads(1)
-_, y, x = np.indices((1, 192, 256))
-plane = np.where(((y - 96) / 80) ** 2 + ((x - 128) / 110) ** 2 < 1, 40, -1000)
-for slices in (16, 64, 320):
+_, y, x = np.indices((1, 128, 160))
+plane = np.where(((y - 64) / 52) ** 2 + ((x - 80) / 66) ** 2 < 1, 40, -1000)
+for slices in (16, 40, 200):
     hu = np.repeat(plane.astype(np.int16), slices, axis=0)
     translator(config(tile=(512, 512), batch=1)).translate(Volume(hu, affine(4.0, 3.0, 3.0)))
     with open("/proc/self/status") as file:
         peak = dict(line.split(":", 1) for line in file)["VmHWM"]
-    print(int(peak.split()[0]) * 1024 / (192 * 256))
+    print(int(peak.split()[0]) * 1024 / (128 * 160))
 """
 
 
@@ -266,4 +266,4 @@ def test_every_slice_more_needs_the_volumes_own_memory_and_nothing_of_the_networ
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     _, some, many = (float(line) for line in done.stdout.split())
     # Bytes a voxel: 2 of the source, 2 of the result, 4 of the change, the rest to find the body.
-    assert (many - some) / (320 - 64) < 26
+    assert (many - some) / (200 - 40) < 26

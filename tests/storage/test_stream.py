@@ -288,6 +288,7 @@ class Settings:
     patches_per_visit: int = 2
     amplification: float = 2.0
     validation_fraction: float = 0.3
+    validation_seed: int = 0
     memory_bytes: int = 2**30
     threads: int = 1
 
@@ -307,11 +308,14 @@ def test_patches_are_flat_stacks_of_slices_or_blocks(
 def test_a_configured_stream_leaves_out_the_patients_held_for_validation(store: Store) -> None:
     seed = next(s for s in range(99) if 1 <= len(split_patients(store.rows, 0.3, s)[1]) <= 2)
     held = set(split_patients(store.rows, 0.3, seed)[1].column("volume_id"))
-    stream = open_stream(store, Settings(), seed=seed, rank=0, world_size=1, global_batch=BATCH)
-    batches = take(stream, 10)
+    for other in (seed, seed + 1):  # which a second training has
+        settings = replace(Settings(), validation_seed=seed)
+        stream = open_stream(store, settings, seed=other, rank=0, world_size=1, global_batch=BATCH)
+        with stream:
+            batches = take(stream, 10)
+        seen = {name for batch in batches for pair in batch.volume_ids for name in pair}
+        assert not seen & held
     assert batches[0].hu1.shape == (BATCH, 1, 8, 8)
-    seen = {name for batch in batches for pair in batch.volume_ids for name in pair}
-    assert not seen & held
     assert len(seen) == len(store.rows) - len(held)
 
 

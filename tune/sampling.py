@@ -1,0 +1,81 @@
+"""Optuna's samplers and pruners, as a search's configuration names them."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
+from optuna.pruners import SuccessiveHalvingPruner as Asha
+from optuna.samplers import (
+    BaseSampler,
+    CmaEsSampler,
+    GPSampler,
+    NSGAIISampler,
+    RandomSampler,
+    TPESampler,
+)
+from optuna.trial import FrozenTrial
+
+if TYPE_CHECKING:
+    from tune.config import BudgetConfig, PrunerConfig, SamplerConfig
+
+__all__ = ["hopeless", "pruner_of", "sampler_of"]
+
+
+def sampler_of(config: SamplerConfig, *, offset: int = 0) -> BaseSampler:
+    """offset: of the seed, so that a resumed search does not draw its first trials again."""
+    seed = config.seed + offset
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        match config.name:
+            case "tpe":
+                # By groups: conditional settings leave several joint spaces. The liar keeps
+                # parallel trials apart.
+                return TPESampler(
+                    seed=seed,
+                    multivariate=True,
+                    group=True,
+                    constant_liar=True,
+                    n_startup_trials=config.startup_trials,
+                )
+            case "gp":
+                return GPSampler(seed=seed, n_startup_trials=config.startup_trials)
+            case "cmaes":
+                return CmaEsSampler(seed=seed, n_startup_trials=config.startup_trials)
+            case "nsga2":
+                return NSGAIISampler(seed=seed, population_size=config.population)
+            case "random":
+                return RandomSampler(seed=seed)
+
+
+def pruner_of(config: PrunerConfig, budget: BudgetConfig) -> BasePruner:
+    every = budget.evaluate_every
+    match config.name:
+        case "none":
+            return NopPruner()
+        case "asha":
+            return Asha(min_resource=every, reduction_factor=config.factor)
+        case "median":
+            return MedianPruner(n_startup_trials=config.startup_trials, interval_steps=every)
+        case "hyperband":
+            return HyperbandPruner(
+                min_resource=every, max_resource=budget.steps, reduction_factor=config.factor
+            )
+
+
+def hopeless(study: optuna.Study, trial: FrozenTrial) -> bool:
+    """Whether the study's pruner ends the trial, by the first objective's values at its steps."""
+    return bool(study.pruner.prune(_ByFirst(study), trial))  # type: ignore[arg-type]
+
+
+class _ByFirst:
+    """A study of several objectives as one of its first: Optuna's pruners refuse several."""
+
+    def __init__(self, study: optuna.Study) -> None:
+        self._study = study
+        self.direction = study.directions[0]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)

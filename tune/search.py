@@ -1,0 +1,321 @@
+"""Run a search: `python -m tune.search --config tune.yaml --out DIR`, alone or as a Ray job."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import optuna
+import ray
+import ray.tune
+from rich.console import Console
+
+from launch.cluster import cluster
+from launch.run_folder import RunBusy, RunFolder
+from launch.train import with_store
+from pmg.config import Config, ConfigError, LaunchConfig
+from tune.best import best_first, chosen, write_best
+from tune.capacity import CapacityError, trials_at_once
+from tune.config import SearchConfig, load_search, point_values
+from tune.judge import Judge, judge_of
+from tune.sampling import pruner_of, sampler_of
+from tune.searcher import EarlyStopping, StudySearch
+from tune.space import Space, Values, with_values
+from tune.study import (
+    FINAL,
+    JOURNAL,
+    StudyError,
+    create_study,
+    lease,
+    load_study,
+    open_storage,
+    reconcile,
+    trials_in,
+)
+from tune.table import followed
+from tune.trial import TrialRun
+
+__all__ = ["SearchFolder", "search"]
+
+# A trial's own process waits; the CPUs are its workers'. Ray Tune wants to reserve something.
+_DRIVER = {"CPU": 0, "memory": 2**20}
+_INTERRUPTED = 130  # what shells expect of a program that Ctrl-C ended
+
+
+@dataclass(frozen=True)
+class SearchFolder:
+    """What lies in the folder of a search."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        return self.root / "tune.yaml"
+
+    @property
+    def journal(self) -> Path:
+        return self.root / JOURNAL
+
+    @property
+    def trials(self) -> Path:
+        return self.root / "trials"
+
+    @property
+    def retrained(self) -> Path:
+        return self.root / "final"
+
+    @property
+    def best(self) -> Path:
+        return self.root / "best.yaml"
+
+
+def search(
+    config: SearchConfig, out: Path, *, resume: bool = False, console: Console | None = None
+) -> optuna.Study:
+    """Search to the budget's end, retrain the chosen points, write best.yaml.
+
+    resume: go on with what is in `out`. Without it a folder with a search is refused; what differs
+    in `config` from before is taken as it is now (a larger budget, say).
+
+    Raises ConfigError, StoreError or StudyError before anything is started, RunBusy if another
+    process searches there.
+    """
+    console = console or Console()
+    folder = SearchFolder(out.resolve())
+    folder.root.mkdir(parents=True, exist_ok=True)
+    with RunFolder(folder.root).locked():
+        if folder.config.exists() and not resume:
+            raise ConfigError(f"search {folder.root}: holds one; add --resume to go on with it")
+        base, _ = with_store(config.config())
+        space = config.searched()
+        space = Space(space.parameters, space.conditions, base)
+        names = [objective.name for objective in config.objectives]
+        judge = judge_of(base, names, config.validation)
+        identity = judge.untranslated(base)
+        storage = open_storage(config.storage or str(folder.journal))
+        directions = ["minimize" if o.minimized else "maximize" for o in config.objectives]
+        offset = trials_in(storage, config.study)
+        study = create_study(
+            storage,
+            config.study,
+            directions,
+            sampler_of(config.sampler, offset=offset),
+            pruner_of(config.pruner, config.budget),
+        )
+        _enqueue(study, space, _first_points(config, space))
+        folder.config.write_text(config.to_yaml())
+        _describe(study, config, base, identity)
+        launch = _own_size(base.launch, config)
+        with cluster(launch):
+            at_once = trials_at_once(_nodes(), config.resources)
+            console.print(
+                f"search {folder.root}: {config.budget.trials} trials of {config.budget.steps} "
+                f"steps, {at_once} at once, {config.sampler.name}, early stopping by "
+                f"{config.pruner.name}",
+                soft_wrap=True,
+            )
+            alone = config.storage is None
+            _run(config, folder, study, space, judge, at_once, alone, console)
+            _retrain(config, folder, study, space, judge, at_once, alone, console)
+        path = write_best(folder.best, config, space, study)
+        if path is not None:
+            console.print(f"best: {path}; pmg train --config {path} --run RUN", soft_wrap=True)
+    return study
+
+
+def _run(
+    config: SearchConfig,
+    folder: SearchFolder,
+    study: optuna.Study,
+    space: Space,
+    judge: Judge,
+    at_once: int,
+    alone: bool,
+    console: Console,
+) -> None:
+    orphans = reconcile(study, folder.trials.parent, alone=alone)
+    if orphans:
+        console.print(f"going on with {len(orphans)} trials that were running")
+    algorithm = StudySearch(
+        study,
+        space,
+        folder.trials,
+        objectives=judge.objectives,
+        judge=judge,
+        budget=config.budget.trials,
+        orphans=orphans,
+        constraints=config.constraints,
+    )
+    with lease(study, folder.root), followed(study, config.budget.trials, console):
+        _fit(algorithm, folder, "search", config, at_once)
+
+
+def _retrain(
+    config: SearchConfig,
+    folder: SearchFolder,
+    study: optuna.Study,
+    space: Space,
+    judge: Judge,
+    at_once: int,
+    alone: bool,
+    console: Console,
+) -> None:
+    """Retrain the chosen points with other seeds, in a study of their own."""
+    points = chosen(study, config.final, space)
+    wanted = [
+        ({"point": point, "components": components, "seed": seed}, values)
+        for point, components, values in points
+        for seed in config.final.seeds
+    ]
+    if not wanted:
+        return
+    final = create_study(
+        study._storage,
+        f"{study.study_name}{FINAL}",
+        [direction.name.lower() for direction in study.directions],
+        optuna.samplers.RandomSampler(seed=config.sampler.seed),
+    )
+    for attributes, values in wanted:
+        if not _has(final, attributes):
+            final.enqueue_trial(space.fixed(values), user_attrs=attributes)
+    orphans = reconcile(final, folder.root, alone=alone)
+    algorithm = StudySearch(
+        final,
+        space,
+        folder.retrained,
+        objectives=judge.objectives,
+        judge=judge,
+        budget=len(wanted),
+        orphans=orphans,
+        of_attributes=_with_seed,
+    )
+    console.print(f"retraining {len(points)} points with seeds {list(config.final.seeds)}")
+    with lease(final, folder.root), followed(final, len(wanted), console):
+        _fit(algorithm, folder, "final", config, at_once)
+
+
+def _with_seed(config: Config, attributes: Mapping[str, Any]) -> Config:
+    changed = {"train.seed": attributes["seed"]}
+    if attributes.get("components") is not None:
+        changed["prior.components"] = attributes["components"]
+    return with_values(config, changed)
+
+
+def _fit(
+    algorithm: StudySearch, folder: SearchFolder, name: str, config: SearchConfig, at_once: int
+) -> None:
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(at_once))
+    # Its snapshots are never read: the study remembers.
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    tuner = ray.tune.Tuner(
+        ray.tune.with_resources(TrialRun, _DRIVER),
+        tune_config=ray.tune.TuneConfig(
+            num_samples=-1,
+            search_alg=algorithm,
+            scheduler=EarlyStopping(algorithm),
+            max_concurrent_trials=at_once,
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: str(trial.trial_id),
+        ),
+        run_config=ray.tune.RunConfig(
+            name=f"ray-{name}",
+            storage_path=str(folder.root),
+            failure_config=ray.tune.FailureConfig(max_failures=config.resources.attempts - 1),
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+
+
+def _first_points(config: SearchConfig, space: Space) -> Iterator[tuple[str, Values]]:
+    """Points to try first, each with where it comes from."""
+    for point in config.points:
+        origin = point if isinstance(point, str) else "given"
+        values = point_values(config, space, point)
+        yield f"{origin} {sorted(values.items())}" if origin == "given" else origin, values
+    if config.warm_start is not None:
+        earlier = load_study(config.warm_start.storage, config.warm_start.study)
+        best = best_first(earlier)[: config.warm_start.points]
+        if not best:
+            raise StudyError(f"warm_start: study {earlier.study_name} has no complete trial")
+        for trial in best:
+            values = space.nearest(space.decoded(trial.params))
+            yield f"{earlier.study_name}, trial {trial.number}", values
+
+
+def _enqueue(study: optuna.Study, space: Space, points: Iterable[tuple[str, Values]]) -> None:
+    """Those that an earlier run of this search has not enqueued."""
+    for origin, values in points:
+        if not _has(study, {"origin": origin}):
+            study.enqueue_trial(space.fixed(values), user_attrs={"origin": origin})
+
+
+def _has(study: optuna.Study, attributes: Mapping[str, Any]) -> bool:
+    return any(
+        all(trial.user_attrs.get(key) == value for key, value in attributes.items())
+        for trial in study.get_trials(deepcopy=False)
+    )
+
+
+def _describe(
+    study: optuna.Study, config: SearchConfig, base: Config, identity: Mapping[str, float]
+) -> None:
+    """What a report needs to know, beside the trials."""
+    study.set_user_attr("search", config.to_yaml())
+    study.set_user_attr("base", base.to_yaml())
+    study.set_user_attr("untranslated", dict(identity))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study.set_metric_names([objective.name for objective in config.objectives])
+
+
+def _own_size(launch: LaunchConfig, config: SearchConfig) -> LaunchConfig:
+    """For a cluster on this machine: as many workers as all trials at once have."""
+    took = config.resources
+    cores = os.cpu_count() or 1
+    trials = max(int(cores / (took.workers * took.cpus_per_worker)), 1)
+    trials = min(trials, took.most_at_once or trials)
+    return launch.model_copy(update={"workers": trials * took.workers})
+
+
+def _nodes() -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    yield
+
+
+@click.command()
+@click.option(
+    "--config", "file", type=click.Path(path_type=Path), required=True, help="a YAML file"
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="folder of the search")
+@click.option("--resume", is_flag=True, help="go on with the search in that folder")
+def main(file: Path, out: Path, resume: bool) -> None:
+    """Search the space of a YAML file.
+
+    Ends with 0 when the budget is used up, 130 when it was stopped, 1 when it failed.
+    """
+    try:
+        with _quiet():
+            search(load_search(file), out, resume=resume)
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
+    except (ValueError, OSError, StudyError, CapacityError, RunBusy) as error:
+        raise click.ClickException(str(error)) from error
+
+
+if __name__ == "__main__":
+    main()
