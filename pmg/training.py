@@ -110,7 +110,7 @@ class Training:
         fit = prior.fit_step and self.step == prior.fit_step
         reseed = prior.reseed_every and self.step > prior.fit_step
         reseed = reseed and self.step % prior.reseed_every == 0
-        if not prior.learned or prior.components == 1 or not (fit or reseed):
+        if not prior.learned or not (fit or reseed) or (prior.components == 1 and not fit):
             return
         z, share = self.translator.run(_encodings, pair)
         z, share = self.translator.gather(z), self.translator.gather(share)
