@@ -19,7 +19,7 @@ _COMMANDS = {
     "phantom": "Write a cohort of synthetic CT series in DICOM, with truth for the test cases.",
     "ingest": "Bring DICOM series or NIfTI files of two domains into a store.",
     "info": "Tell what a store holds: counts, spacing, HU, size.",
-    "verify": "Read every volume of a store and compare its SHA-256.",
+    "verify": "Read every volume of a store and compare its BLAKE3.",
     "train": "Train a translator on a store, with Ray and DeepSpeed.",
     "tune": "Search the mixture's size and the loss weights, with Ray Tune and Optuna.",
     "translate": "Translate series to the other domain; DICOM or NIfTI out.",
