@@ -58,9 +58,9 @@ def test_three_kills_at_random_moments_leave_no_trace_in_weights_and_losses(stor
             time.sleep(1)  # for what the others still had in their hands
         code, _ = run.end()
     assert code == 0
-    assert len(repeated(folder)) == 3
+    assert len(json.loads(folder.environment.read_text())) == 4  # starts
     # Of a checkpoint under way the one before counts: at most two intervals.
-    assert max(repeated(folder)) < 2 * TRAIN["checkpoint_every"]
+    assert max(repeated(folder), default=0) < 2 * TRAIN["checkpoint_every"]
     assert_same_weights(folder, whole)
     assert curve(folder) == curve(whole)
 
