@@ -11,7 +11,7 @@ import yaml
 from built import K8S
 
 # In a world of processes of its own: the hook asks every driver that it sees.
-ALONE = ["unshare", "--pid", "--mount", "--fork", "--mount-proc"]
+ALONE = ["unshare", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc"]
 
 pytestmark = pytest.mark.skipif(
     subprocess.run([*ALONE, "true"], capture_output=True, check=False).returncode != 0
