@@ -67,7 +67,7 @@ def advise(observed: Sequence[Observed], *, minimize: bool = True) -> Advice:
     compared = [k for k in values if len(values[k]) >= _FEWEST]
     silent = tuple(k for k in values if k not in compared)
     best = None
-    if compared:
+    if len(compared) > 1:
         best = (min if minimize else max)(compared, key=lambda k: statistics.median(values[k]))
     same = _not_worse(values, compared, best)
     rows = tuple(ComponentsRow(k, tuple(values[k]), _effective(by_k[k]), k in same) for k in values)
@@ -108,7 +108,7 @@ def _text(
 ) -> str:
     parts = []
     if advised is None:
-        parts.append("No number of components has enough trainings to compare")
+        parts.append("No two numbers of components have enough trainings to compare")
     else:
         rest = sorted(same - {advised})
         worse = sorted(k for k in values if k not in same and k not in silent)
@@ -117,8 +117,6 @@ def _text(
             parts.append(f"{_listed([advised, *rest])} do not differ, and it is the smallest")
         if worse:
             parts.append(f"{_listed(worse)} {'is' if len(worse) == 1 else 'are'} worse")
-        if not rest and not worse:
-            parts.append("no other was compared")
     if silent:
         parts.append(
             f"{_listed(sorted(silent))} had fewer than {_FEWEST} trainings: nothing is known"
