@@ -12,7 +12,7 @@ from scipy import stats
 __all__ = ["Advice", "ComponentsRow", "Observed", "advise"]
 
 _LEVEL = 0.05
-_FEWEST = 3  # values of a K before it is compared: of two, a rank test can't be sure
+_FEWEST = 5  # values of a K before it is compared: of fewer, no rank test of several K can be sure
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,8 @@ def advise(observed: Sequence[Observed], *, minimize: bool = True) -> Advice:
     """Compare every K with the one of the best median.
 
     By the two-sided Mann-Whitney test with Holm's correction over all pairs with that K, at 5 %;
-    of those that it can't tell apart the smallest is advised. The test needs no normal values; with
-    three values a K it can't be sure at all, with five or more it can. K with fewer than three
-    trainings are not compared.
+    of those that it can't tell apart the smallest is advised. The test needs no normal values, but
+    five of each K: K with fewer trainings are not compared.
     """
     by_k: dict[int, list[Observed]] = defaultdict(list)
     for one in observed:
