@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import optuna
@@ -88,7 +89,8 @@ class Killed:
     def __exit__(self, *error: object) -> None:
         own = psutil.Process(self.process.pid) if self.process.poll() is None else None
         for one in [] if own is None else [*own.children(recursive=True), own]:
-            one.kill()
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
         self.process.wait()
         self._log.close()
 
