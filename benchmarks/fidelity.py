@@ -2,8 +2,9 @@
 
 A cohort of phantoms is written and ingested, every contender trained with every seed on it, and all
 of them measured on test subjects whose truth is known, as `pmg evaluate` measures. A run is a
-folder below --out; what is finished there is not done again, so that the same command goes on after
-it was killed. The table and the figure are written anew after every run, from those that are done.
+folder below --out; what is finished there with the same settings is not done again: the same
+command goes on after Ctrl-C or SIGTERM, which end the runs under way. The table and the figure are
+written anew after every run, from those that are done. After a change of code take another --out.
 """
 
 from __future__ import annotations
@@ -11,17 +12,20 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import torch
 
 from benchmarks.fidelity_plan import SIZES, Contender, Size
-from benchmarks.fidelity_run import RESULT, Cohort, run_contender, run_untrained
+from benchmarks.fidelity_run import RESULT, Cohort, is_finished, run_contender, run_untrained
 from benchmarks.fidelity_table import read_columns, table, verdict, write_figure
 from storage.ingest import ingest
 from storage.phantom import write_cohort
@@ -53,19 +57,21 @@ def main() -> None:
     started = time.monotonic()
     _prepare(size, out)
     jobs = [(c, seed) for seed in range(1, arguments.seeds + 1) for c in chosen]
-    waiting = [job for job in jobs if not (_folder(out, *job) / RESULT).is_file()]
+    waiting = [
+        (c, seed)
+        for c, seed in jobs
+        if not is_finished(_folder(out, c, seed), size.config(c, seed, arguments.overrides))
+    ]
     print(f"{len(jobs)} runs, {len(jobs) - len(waiting)} of them done before", flush=True)
     own = ["--full" if arguments.full else "--small", "--out", str(out)]
     failed = []
-    with ThreadPoolExecutor(arguments.parallel) as pool:
-        futures = {pool.submit(_run, own, *job, arguments.overrides): job for job in waiting}
-        for future in as_completed(futures):
-            contender, seed = futures[future]
+    with _Runs(arguments.parallel) as runs:
+        for job, code in runs.of(waiting, own, arguments.overrides):
+            name = f"{job[0].name}, seed {job[1]}"
             minutes = (time.monotonic() - started) / 60
-            if future.result():
-                failed.append(f"{contender.name}, seed {seed}")
-            else:
-                print(f"{minutes:6.1f} min  {contender.name}, seed {seed}", flush=True)
+            print(f"{minutes:6.1f} min  {name}{' FAILED' if code else ''}", flush=True)
+            if code:
+                failed.append(name)
             _report(size, out, arguments.seeds, arguments.results)
     print(_report(size, out, arguments.seeds, arguments.results))
     if failed:
@@ -132,18 +138,49 @@ def _prepare(size: Size, out: Path) -> None:
         run_untrained(_cohort(out), out / "runs")
 
 
-def _run(own: Sequence[str], contender: Contender, seed: int, overrides: Sequence[str]) -> int:
-    """One run in a process of one thread; its exit code."""
-    out = Path(own[-1])
-    folder = _folder(out, contender, seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "benchmarks.fidelity", *own, "--run", contender.name]
-    command += [str(seed), *(["--set", *overrides] if overrides else [])]
-    with (folder / "log.txt").open("w") as log:
+class _Runs:
+    """Runs in processes of one thread each, some at once; what ends this process ends them."""
+
+    def __init__(self, at_once: int) -> None:
+        self._pool = ThreadPoolExecutor(at_once)
+        self._children: set[subprocess.Popen[bytes]] = set()
+
+    def __enter__(self) -> Self:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        for child in list(self._children):
+            child.terminate()
+
+    def of(
+        self, jobs: Sequence[tuple[Contender, int]], own: Sequence[str], overrides: Sequence[str]
+    ) -> Iterator[tuple[tuple[Contender, int], int]]:
+        """Every job and its exit code, as they end."""
+        futures = {self._pool.submit(self._run, own, *job, overrides): job for job in jobs}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+
+    def _run(
+        self, own: Sequence[str], contender: Contender, seed: int, overrides: Sequence[str]
+    ) -> int:
+        folder = _folder(Path(own[-1]), contender, seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "benchmarks.fidelity", *own, "--run", contender.name]
+        command += [str(seed), *(["--set", *overrides] if overrides else [])]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        return subprocess.run(
-            command, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False
-        ).returncode
+        with (folder / "log.txt").open("w") as log:
+            child = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+            self._children.add(child)
+            code = child.wait()
+            self._children.discard(child)
+            return code
 
 
 def _report(size: Size, out: Path, seeds: int, results: Path) -> str:

@@ -65,7 +65,7 @@ _PROTOCOL = Protocol(noise_sd_hu=(8.0, 15.0))
 
 _PATCH = 64
 _WHOLE = 176  # every volume of the cohort has at least as many voxels along both axes of a slice
-_SMALL_STEPS, _SMALL_BATCH = 2000, 4
+_SMALL_STEPS, _SMALL_BATCH = 1800, 4
 _LARGE_STEPS, _LARGE_BATCH = 20_000, 32
 
 
@@ -116,7 +116,7 @@ SIZES = {
             f"train.steps={_SMALL_STEPS}",
             "launch.workers=1",
             "launch.gpus_per_worker=0",
-            "data.scale_hu=60",
+            "data.scale_hu=150",
             "optim.lr=1e-3",
             "optim.lr_discriminator=2e-3",
             "optim.schedule=cosine",
@@ -151,7 +151,7 @@ SIZES = {
             f"train.batch={_LARGE_BATCH}",
             f"train.steps={_LARGE_STEPS}",
             "launch.workers=1",
-            "data.scale_hu=60",
+            "data.scale_hu=150",
         ),
         minutes="for a GPU",
     ),

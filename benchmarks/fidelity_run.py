@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from pmg.arrays import HU
 from pmg.cases import Case, Truth, find_cases, read_truth
-from pmg.config import Config
+from pmg.config import Config, load_config
 from pmg.cost import cost_of
 from pmg.evaluate import CaseResult, measure
 from pmg.histogram import match_histogram
@@ -41,7 +41,15 @@ from storage.store import Store
 from storage.stream import open_stream
 from storage.volume import Volume
 
-__all__ = ["CROPS", "RESULT", "Cohort", "read_result", "run_contender", "run_untrained"]
+__all__ = [
+    "CROPS",
+    "RESULT",
+    "Cohort",
+    "is_finished",
+    "read_result",
+    "run_contender",
+    "run_untrained",
+]
 
 RESULT = "result.json"
 CROPS = "crops.npz"
@@ -70,9 +78,20 @@ def read_result(run: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
+def is_finished(run: Path, config: Config) -> bool:
+    """Whether the run is finished and was one with these settings, wherever its store lies."""
+    if not (run / RESULT).is_file():
+        return False
+    there = load_config(run / "config.yaml")
+    place = {"store": there.data.store, "spacing_mm": there.data.spacing_mm}
+    data = config.data.model_copy(update=place)
+    return bool(there == config.model_copy(update={"data": data}))
+
+
 def run_contender(cohort: Cohort, config: Config, run: Path) -> None:
     """Train with this configuration on one thread or the GPU, and measure on all cases."""
     run.mkdir(parents=True, exist_ok=True)
+    (run / RESULT).unlink(missing_ok=True)  # of other settings
     store = Store.open(cohort.store)
     found = {"store": str(cohort.store), "spacing_mm": tuple(store.rows.get(0, "spacing_mm")[0])}
     config = config.model_copy(update={"data": config.data.model_copy(update=found)})

@@ -152,13 +152,13 @@ def write_figure(path: Path, rows: Sequence[tuple[str, Path]]) -> None:
     names = list(crops[0][1])
     figure = Figure(figsize=(1.5 * len(crops), 1.65 * len(names)), layout="constrained")
     axes = figure.subplots(len(names), len(crops), squeeze=False)
+    for axis, (title, _) in zip(axes[0], crops, strict=True):
+        axis.set_title(title, fontsize=8)
     for row, name in zip(axes, names, strict=True):
-        for axis, (title, images) in zip(row, crops, strict=True):
+        for axis, (_, images) in zip(row, crops, strict=True):
             axis.imshow(images[name], cmap="gray", vmin=-140, vmax=360, interpolation="nearest")
             axis.set_xticks([])
             axis.set_yticks([])
-            if row is axes[0]:
-                axis.set_title(title, fontsize=8)
         row[0].set_ylabel(name, fontsize=7)
     figure.savefig(path, dpi=110)
 

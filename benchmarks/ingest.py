@@ -44,7 +44,7 @@ from storage.catalogue import body_cells, hu_histogram
 from storage.dicom_write import write_series
 from storage.grid import canonical, resample
 from storage.ingest import ingest
-from storage.ingest_series import _sha256
+from storage.ingest_series import _digest
 from storage.phantom import Protocol, draw_subject, render
 from storage.series import find_sources, read_source
 from storage.store import Spacing, Store
@@ -160,7 +160,7 @@ def steps(root: Path) -> None:
     timed("(SimpleITK: names and pixels)", lambda: _read_by_simpleitk(folder))
     timed("headers of all files", lambda: find_sources(folder))
     timed("read to HU", lambda: read_source(source))
-    timed("hash the files", lambda: [_sha256(path) for path in source.files])
+    timed("hash the files", lambda: [_digest(path) for path in source.files])
     volume = canonical(read_source(source)[0])
     timed("resample to 3 x 1.5 x 1.5 mm", lambda: resample(volume, GRID))
     body, origin = timed("find the body and its frame", lambda: find_body(volume))

@@ -106,11 +106,16 @@ def _zarr(cohort: Cohort, patch: Index, seed: int) -> Batches:
     return _alone(cohort, patch, seed, lambda volume, box: arrays[volume][box], PEER_CHUNK)
 
 
-def _zarrs(cohort: Cohort, patch: Index, seed: int) -> Batches:
+def _zarrs(cohort: Cohort, patch: Index, seed: int, threads: int | None) -> Batches:
+    """threads: of its pool; None for its default, one for each core of the machine."""
+    if threads is not None:
+        os.environ["RAYON_NUM_THREADS"] = str(threads)  # read when the library is loaded
     import zarr
     import zarrs  # noqa: F401
 
     zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"})
+    if threads is not None:
+        zarr.config.set({"threading.max_workers": threads})
     return _zarr(cohort, patch, seed)
 
 
@@ -324,6 +329,7 @@ READERS: dict[str, Reader] = {
     ),
     "blosc2, int16 lz4": Reader(partial(_blosc2, format="b2nd"), ("b2nd",)),
     "tensorstore": Reader(_tensorstore, ("zarr",)),
-    "zarrs": Reader(_zarrs, ("zarr",)),
+    "zarrs, one thread": Reader(partial(_zarrs, threads=1), ("zarr",)),
+    "zarrs, all cores": Reader(partial(_zarrs, threads=None), ("zarr",)),
     "zarr": Reader(_zarr, ("zarr",)),
 }

@@ -44,6 +44,7 @@ MODULES = {
 _RESULTS = {"train": "--run", "tune": "--out", "translate": "--out", "evaluate": "--out"}
 
 _DASHBOARD = "http://127.0.0.1:8265"
+_STOP_WAIT_S = 300
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -103,6 +104,9 @@ class Jobs:
         """
         environment = _read_environment(runtime_env)
         refuse_secrets(environment.get("env_vars", {}), f"runtime environment {runtime_env}")
+        # Ray kills a job 3 s after it asked it to stop; training saves a checkpoint first.
+        waits = {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WAIT_S)}
+        environment["env_vars"] = waits | environment.get("env_vars", {})
         if working_dir is not None:
             environment["working_dir"] = str(working_dir)
         results = _results(command, arguments)

@@ -25,9 +25,10 @@ from pmg.done import finishing, is_done, made_by
 from pmg.model import Domain, other
 from pmg.output import write_translation
 from pmg.translate import VolumeTranslator
+from storage.bounded import find_sources, read_source
 from storage.errors import StoreError
 from storage.pseudonym import Pseudonyms, load_key
-from storage.series import Source, find_sources, read_source
+from storage.series import Source
 
 __all__ = ["SeriesTranslation", "translate_on_cluster"]
 
@@ -212,4 +213,7 @@ def main(
 
 
 if __name__ == "__main__":
-    main()
+    # By its name: what is pickled here must be found by actors, whose __main__ is another.
+    from launch.translate import main as by_name
+
+    by_name()

@@ -22,9 +22,10 @@ from pmg.model import Domain
 from pmg.output import TranslationFormat, write_translation
 from pmg.tiles import Progress
 from pmg.translate import VolumeTranslator, Wanted
+from storage.bounded import read_source
 from storage.durable import replace_file
 from storage.pseudonym import Pseudonyms
-from storage.series import Source, read_source
+from storage.series import Source
 
 __all__ = ["REPORT", "Order", "SeriesOutcome", "translate_series", "write_report_of"]
 

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
 import stat
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import FrameType
 
 from storage.errors import IngestError
 
-__all__ = ["MAX_FILE_BYTES", "MAX_SECONDS", "OnFile", "enable", "reading"]
+__all__ = ["MAX_FILE_BYTES", "MAX_SECONDS", "OnFile", "advanced", "enable", "reading"]
 
 MAX_FILE_BYTES = 1 << 30
-MAX_SECONDS = 10.0
+MAX_SECONDS = 10.0  # without progress
+# In all a file may take MAX_SECONDS and a second more for each of so many bytes: a fifth of the
+# rate at which JPEG 2000, the slowest, is decoded.
+_BYTES_PER_SECOND = 1_000_000
+_OFTEN_S = 0.1  # enough for progress to be noted
 
 OnFile = Callable[[Path | None], None]
 
@@ -33,10 +40,20 @@ class _Watch:
 
     on_file: OnFile | None = None
     path: Path | None = None
+    began: float = 0.0
+    noted: float = 0.0  # the last progress
+    limit_s: float = 0.0  # in all
 
     def alarm(self, _signal: int, _frame: FrameType | None) -> None:
         if self.path is not None:
             raise _TimeIsUp
+
+    def exceeded(self) -> str:
+        """What the file in work took more than."""
+        if time.monotonic() >= self.began + self.limit_s:
+            return f"{self.limit_s:g} s"
+        frame = " for one more frame" if self.noted > self.began else ""
+        return f"{MAX_SECONDS:g} s{frame}"
 
 
 _watch = _Watch()
@@ -60,21 +77,22 @@ def reading(path: Path) -> Iterator[None]:
 
     Raises IngestError naming the file if it is no regular file or larger than MAX_FILE_BYTES,
     before it is opened: a FIFO would block for ever. In a process that called `enable`, also if
-    the block takes longer than MAX_SECONDS, or more than MAX_FILE_BYTES of memory beyond what the
-    process had (by RLIMIT_DATA, Linux only). Within another `reading` it adds no bound of its own.
+    the block goes on for MAX_SECONDS without a call of `advanced`, takes longer than the file's
+    size allows, or more than MAX_FILE_BYTES of memory beyond what the process had (by RLIMIT_DATA,
+    Linux only). Within another `reading` it adds no bound of its own.
     """
-    _require_small_regular_file(path)
+    size = _require_small_regular_file(path)
     nested = _watch.path is not None
     main = threading.current_thread() is threading.main_thread()
     if _watch.on_file is None or nested or not main:
         yield
         return
     try:
-        with _watched(path, _watch.on_file):
+        with _watched(path, _watch.on_file, MAX_SECONDS + size / _BYTES_PER_SECOND):
             yield
     except _TimeIsUp:
         raise IngestError(
-            f"{path}: takes more than {MAX_SECONDS:g} s to read; expected a file that takes less"
+            f"{path}: takes more than {_watch.exceeded()} to read; expected a file that takes less"
         ) from None
     except MemoryError as error:
         raise IngestError(
@@ -82,7 +100,24 @@ def reading(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _require_small_regular_file(path: Path) -> None:
+def advanced() -> None:
+    """Say within `reading` that a part of the file is done, such as one frame of many: the clock
+    begins anew, though not beyond what a file of that size may take in all."""
+    if _watch.path is None or _watch.on_file is None:
+        return
+    now = time.monotonic()
+    if now < _watch.noted + _OFTEN_S or threading.current_thread() is not threading.main_thread():
+        return
+    left = _watch.began + _watch.limit_s - now
+    if left <= 0:
+        raise _TimeIsUp
+    _watch.noted = now
+    _watch.on_file(_watch.path)
+    signal.setitimer(signal.ITIMER_REAL, min(MAX_SECONDS, left), 1.0)
+
+
+def _require_small_regular_file(path: Path) -> int:
+    """Its size."""
     try:
         status = path.stat()
     except OSError as error:
@@ -93,13 +128,15 @@ def _require_small_regular_file(path: Path) -> None:
         raise IngestError(
             f"{path}: has {status.st_size} bytes; expected at most {MAX_FILE_BYTES} in one file"
         )
+    return status.st_size
 
 
 @contextmanager
-def _watched(path: Path, on_file: OnFile) -> Iterator[None]:
+def _watched(path: Path, on_file: OnFile, limit_s: float) -> Iterator[None]:
     """The clock runs, and memory is limited."""
     limits = resource.getrlimit(resource.RLIMIT_DATA)
-    _watch.path = path
+    _watch.path, _watch.limit_s = path, limit_s
+    _watch.began = _watch.noted = time.monotonic()
     on_file(path)
     try:
         if sys.platform == "linux":
@@ -118,5 +155,11 @@ def _watched(path: Path, on_file: OnFile) -> Iterator[None]:
 
 def _data_bytes() -> int:
     """What RLIMIT_DATA counts: the process's private writable memory."""
-    pages = int(Path("/proc/self/statm").read_text().split()[5])
+    pages = int(os.pread(_statm(), 200, 0).split()[5])
     return pages * resource.getpagesize()
+
+
+@cache
+def _statm() -> int:
+    """Kept open: it is read for every file. (Only in a process of its own; nothing forks there.)"""
+    return os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)

@@ -8,8 +8,9 @@ no file meta information, wrong value representations) is left to pydicom's tole
 
 from __future__ import annotations
 
+import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -17,7 +18,7 @@ from io import BytesIO
 from pathlib import Path
 from struct import Struct, unpack_from
 from struct import error as StructError
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import pydicom
 from pydicom.dataelem import DataElement, RawDataElement
@@ -36,6 +37,7 @@ from storage.errors import IngestError
 __all__ = ["START_BYTES", "DicomFile", "Elements", "begins_as_dicom", "open_pixels", "read_file"]
 
 Elements = dict[BaseTag, DataElement | RawDataElement]
+_Raw = dict[int, RawDataElement]
 
 _UNDEFINED = 0xFFFFFFFF
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
@@ -47,6 +49,7 @@ START_BYTES = 132  # of a file, to know by whether it is DICOM
 
 _MAX_DEPTH = 64  # of sequences in sequences; real files have less than ten
 _FIRST_BYTES = 1 << 16  # enough for most headers
+_WHOLE_BYTES = 1 << 24  # a file of up to so much is read at once where its pixels are wanted too
 _MAX_UNUSUAL_HEADER = 1 << 24  # pydicom takes seconds for that much of tiny elements
 _MAX_INFLATED_HEADER = 1 << 24
 _MAX_INFLATED = 1 << 29
@@ -58,6 +61,7 @@ _SHORT_VRS = {vr.encode(): vr for vr in _SHORT.split()}
 _LONG_VRS = {vr.encode(): vr for vr in _LONG.split()}
 
 _base_tag = lru_cache(4096)(BaseTag)
+_syntax = lru_cache(64)(UID)
 _short_header = Struct("<HH2sH").unpack_from
 _item_header = Struct("<HHI").unpack_from
 _length = Struct("<I").unpack_from
@@ -80,6 +84,8 @@ class DicomFile:
     encapsulated pixels do. Both are None if there is no PixelData. end: of the file, or the bound
     on what it may inflate to.
     inflates_at: where a deflated data set begins in the file.
+    elements: the header's, as raw values; None where pydicom has read it.
+    data: the whole file, where it was read at once.
     """
 
     path: Path
@@ -90,6 +96,8 @@ class DicomFile:
     pixels_bytes: int | None = None
     end: int = 0
     inflates_at: int | None = None
+    elements: Mapping[int, RawDataElement] | None = None
+    data: bytes | None = None
 
 
 def begins_as_dicom(start: bytes) -> bool:
@@ -112,24 +120,31 @@ class _TooDeep(Exception):
     """Sequences in sequences beyond what any scanner writes."""
 
 
-def read_file(path: Path, *, before: int = _PIXEL_TAGS) -> DicomFile:
+def read_file(
+    path: Path, *, before: int = _PIXEL_TAGS, start: bytes = b"", pixels: bool = False
+) -> DicomFile:
     """The file's header, up to the first element whose tag is not below `before`.
+
+    start: the file's first bytes, if they were read already. pixels: they will be wanted too, so
+    that a file of up to 16 MiB is read at once and kept as `data`.
 
     Raises IngestError naming the file if it is no DICOM, if sequences are nested more than 64
     deep, or if it is deflated and its header inflates to more than 16 MiB.
     """
-    size = path.stat().st_size
-    amount = _FIRST_BYTES
     with path.open("rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        whole = pixels and size <= _WHOLE_BYTES
+        amount = size if whole else len(start) or _FIRST_BYTES
         while True:
-            data = _read(file, min(amount, size))
+            data = start if amount == len(start) else _read(file, min(amount, size))
             if not begins_as_dicom(data):
                 raise IngestError(
                     f"{path}: does not begin as DICOM does; expected DICM at byte 128, or an "
                     "element of group 0002 or 0008"
                 )
             try:
-                return _walked(path, data, size, before)
+                found = _walked(path, data, size, before)
+                return replace(found, data=data) if whole else found
             except _TooDeep:
                 raise IngestError(
                     f"{path}: sequences are nested more than {_MAX_DEPTH} deep; expected less"
@@ -151,19 +166,25 @@ def open_pixels(dicom: DicomFile) -> Iterator[BinaryIO]:
     A deflated file is inflated no further than that value goes.
     """
     assert dicom.pixels_at is not None
-    if dicom.inflates_at is None:
+    if dicom.inflates_at is None and dicom.data is not None:
+        memory = BytesIO(dicom.data)
+        memory.seek(dicom.pixels_at)
+        yield memory
+    elif dicom.inflates_at is None:
         with dicom.path.open("rb", buffering=0) as file:
             file.seek(dicom.pixels_at)
             yield file
     else:
         end = dicom.pixels_at + (dicom.pixels_bytes or 0)
-        data = _inflated(dicom.path, dicom.path.read_bytes(), dicom.inflates_at, end)
+        stored = dicom.data if dicom.data is not None else dicom.path.read_bytes()
+        data = _inflated(dicom.path, stored, dicom.inflates_at, end)
         yield BytesIO(memoryview(data)[dicom.pixels_at :])
 
 
 def _read(file: BinaryIO, amount: int) -> bytes:
     """From the start; a raw file may give less at once than was asked for."""
-    file.seek(0)
+    if file.tell():
+        file.seek(0)
     data = file.read(amount)
     while len(data) < amount and (more := file.read(amount - len(data))):
         data += more
@@ -175,7 +196,7 @@ def _walked(path: Path, data: bytes, size: int, before: int) -> DicomFile:
     if data[128:132] != b"DICM":
         raise _Unusual
     meta, start = _elements(data, 132, False, _AFTER_META)
-    syntax, sop_class = UID(_uid(meta, 0x00020010)), _uid(meta, 0x00020002)
+    syntax, sop_class = _syntax(_uid(meta, 0x00020010)), _uid(meta, 0x00020002)
     if not syntax or syntax == ExplicitVRBigEndian:
         raise _Unusual
     if syntax == DeflatedExplicitVRLittleEndian:
@@ -186,16 +207,17 @@ def _walked(path: Path, data: bytes, size: int, before: int) -> DicomFile:
     found, at = _elements(data, start, implicit, before)
     if len(data) < min(size, at + 12):
         raise IndexError
-    header = Dataset(found)
+    header = Dataset(cast(Elements, found))
     header.set_original_encoding(implicit, True)
-    return _with_pixels(DicomFile(path, syntax, sop_class, header), data, at, size)
+    bare = DicomFile(path, syntax, sop_class, header, elements=found)
+    return _with_pixels(bare, data, at, size)
 
 
 def _deflated(path: Path, sop_class: str, data: bytes, start: int, before: int) -> DicomFile:
     inflated = _inflated(path, data, start, _MAX_INFLATED_HEADER)
     try:
         found, at = _elements(inflated, 0, False, before)
-        header = Dataset(found)
+        header = Dataset(cast(Elements, found))
         header.set_original_encoding(False, True)
         size = len(inflated) if len(inflated) < _MAX_INFLATED_HEADER else _MAX_INFLATED
         syntax = DeflatedExplicitVRLittleEndian
@@ -224,12 +246,12 @@ def _with_pixels(bare: DicomFile, data: bytes, at: int, size: int) -> DicomFile:
     return replace(bare, pixels_at=start, pixels_bytes=stated, end=size)
 
 
-def _elements(data: bytes, at: int, implicit: bool, before: int) -> tuple[Elements, int]:
+def _elements(data: bytes, at: int, implicit: bool, before: int) -> tuple[_Raw, int]:
     """The elements from `at` up to the first tag that is not below `before`, and where that is.
 
     Raises struct.error or IndexError where the data end within an element.
     """
-    found: Elements = {}
+    found: _Raw = {}
     last = 0
     end = len(data)
     while at < end:
@@ -240,25 +262,32 @@ def _elements(data: bytes, at: int, implicit: bool, before: int) -> tuple[Elemen
         if tag <= last:
             raise _Unusual
         last = tag
-        vr, start, length = _value_of(data, at, implicit, code, length)
-        if length == _UNDEFINED:
-            if vr not in (None, "SQ"):
-                raise _Unusual
-            vr = "SQ"
-            finish, at = _items_end(data, start, end, implicit, 1)
-        else:
+        vr = None if implicit else _SHORT_VRS.get(code)
+        if vr is not None:  # nearly all
+            start = at + 8
             finish = at = start + length
-            if at > end:
-                raise IndexError
-            if vr == "SQ" and length > 16 * _MAX_DEPTH:  # a shorter one cannot be nested deeper
-                _items_end(data, start, finish, implicit, 1)
-        value = data[start:finish] if finish > start else None
+        else:
+            vr, start, length = _value_of(data, at, implicit, code, length)
+            if length == _UNDEFINED:
+                if vr not in (None, "SQ"):
+                    raise _Unusual
+                vr = "SQ"
+                finish, at = _items_end(data, start, end, implicit, 1)
+            else:
+                finish = at = start + length
+                if vr == "SQ" and length > 16 * _MAX_DEPTH and at <= end:  # else it can't be deep
+                    _items_end(data, start, finish, implicit, 1)
+        if at > end:
+            raise IndexError
         key = _base_tag(tag)
-        found[key] = RawDataElement(key, vr, finish - start, value, start, implicit, True)
+        value = data[start:finish] if finish > start else None
+        # Twice as fast as by its own constructor.
+        raw = key, vr, finish - start, value, start, implicit, True
+        found[key] = tuple.__new__(RawDataElement, raw)
     return found, at
 
 
-def _uid(elements: Elements, tag: int) -> str:
+def _uid(elements: _Raw, tag: int) -> str:
     element = elements.get(_base_tag(tag))
     return element.value.decode("latin-1").strip("\0 ") if element and element.value else ""
 

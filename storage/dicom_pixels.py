@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from struct import unpack, unpack_from
 from typing import BinaryIO
 
@@ -67,8 +68,7 @@ def require_image(dicom: DicomFile) -> None:
             f"{dicom.path}: {_PIXELS} has {dicom.pixels_bytes} bytes by its length, and at most "
             f"{there} are there; expected a whole file (was it cut off while it was copied?)"
         )
-    known = not dicom.syntax.is_private and dicom.syntax.is_transfer_syntax
-    if not known or (_encapsulated(dicom) and dicom.syntax not in (RLELossless, *_DECODERS)):
+    if not _is_known(dicom.syntax):
         raise IngestError(
             f"{dicom.path}: {named('TransferSyntaxUID')} is {dicom.syntax.name}; expected native "
             "pixels, RLE, JPEG, JPEG-LS, JPEG 2000 or HTJ2K"
@@ -102,6 +102,9 @@ def stored_frames(dicom: DicomFile, image: Image, frames: int) -> Iterator[NDArr
     still there. To be called after `require_pixels`. Raises IngestError naming the file where the
     pixels are not intact.
     """
+    if dicom.data is not None and dicom.inflates_at is None and not _encapsulated(dicom):
+        yield from _in_memory(dicom, image, frames, dicom.data)
+        return
     with open_pixels(dicom) as file:
         if not _encapsulated(dicom):
             yield from _native(dicom, image, frames, file)
@@ -110,25 +113,38 @@ def stored_frames(dicom: DicomFile, image: Image, frames: int) -> Iterator[NDArr
             yield _decoded(dicom, image, frame, number)
 
 
+def _in_memory(
+    dicom: DicomFile, image: Image, frames: int, data: bytes
+) -> Iterator[NDArray[np.integer]]:
+    """Native frames of a file that was read at once, without copies where its order is ours."""
+    assert dicom.pixels_at is not None
+    size = image.rows * image.columns * image.bits_allocated // 8
+    for at in range(dicom.pixels_at, dicom.pixels_at + frames * size, size):
+        yield _values(dicom, image, memoryview(data)[at : at + size])
+
+
 def _native(
     dicom: DicomFile, image: Image, frames: int, file: BinaryIO
 ) -> Iterator[NDArray[np.integer]]:
+    for _ in range(frames):
+        size = image.rows * image.columns * image.bits_allocated // 8
+        yield _values(dicom, image, _exactly(dicom, file, size))
+
+
+def _values(dicom: DicomFile, image: Image, data: bytes | memoryview) -> NDArray[np.integer]:
+    """One native frame, in this machine's byte order."""
     order = "<" if dicom.header.original_encoding[1] else ">"
     size = image.bits_allocated // 8
     dtype = np.dtype(f"{order}{'i' if image.signed else 'u'}{size}")
-    shape = image.rows, image.columns
-    swapped = order == ">" and size == 1  # bytes within the 16-bit words of OW (PS3.5 A.3)
-    if swapped and image.rows * image.columns % 2:
-        raise IngestError(
-            f"{dicom.path}: {_PIXELS} has big endian words that do not end with a row; expected an "
-            "even number of 8 bit pixels"
-        )
-    for _ in range(frames):
-        data = _exactly(dicom, file, image.rows * image.columns * size)
-        if swapped:
-            data = np.frombuffer(data, ">u2").astype("<u2").tobytes()
-        values = np.frombuffer(data, dtype).reshape(shape)
-        yield values if order == "<" else values.astype(dtype.newbyteorder("="))
+    if order == ">" and size == 1:  # bytes within the 16-bit words of OW (PS3.5 A.3)
+        if image.rows * image.columns % 2:
+            raise IngestError(
+                f"{dicom.path}: {_PIXELS} has big endian words that do not end with a row; "
+                "expected an even number of 8 bit pixels"
+            )
+        data = np.frombuffer(data, ">u2").astype("<u2").tobytes()
+    values = np.frombuffer(data, dtype).reshape(image.rows, image.columns)
+    return values if order == "<" else values.astype(dtype.newbyteorder("="))
 
 
 def _decoded(dicom: DicomFile, image: Image, frame: bytes, number: int) -> NDArray[np.integer]:
@@ -243,4 +259,18 @@ def _exactly(dicom: DicomFile, file: BinaryIO, amount: int) -> bytes:
 
 
 def _encapsulated(dicom: DicomFile) -> bool:
-    return dicom.syntax.is_compressed and not dicom.syntax.is_deflated
+    return _is_encapsulated(dicom.syntax)
+
+
+# pydicom looks a UID up by regular expressions, for every slice of a series again.
+
+
+@lru_cache(64)
+def _is_known(syntax: UID) -> bool:
+    known = not syntax.is_private and syntax.is_transfer_syntax
+    return known and (not _is_encapsulated(syntax) or syntax in (RLELossless, *_DECODERS))
+
+
+@lru_cache(64)
+def _is_encapsulated(syntax: UID) -> bool:
+    return syntax.is_compressed and not syntax.is_deflated

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import overload
 
 import numpy as np
+from blake3 import blake3
 from numpy.typing import NDArray
 from pydicom.config import IGNORE
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, CTImageStorage
 
-from storage.bounds import reading
+from storage.bounds import advanced, reading
 from storage.dicom_file import DicomFile, read_file
-from storage.dicom_header import IMAGE_TAGS, Image, image_of, position_of, raw_uid, raw_value, shown
+from storage.dicom_header import (
+    IMAGE_TAGS,
+    Image,
+    image_of,
+    position_of,
+    raw_uid,
+    raw_values,
+    shown,
+)
 from storage.dicom_pixels import require_image, require_pixels, stored_frames
 from storage.enhanced import MULTI_FRAME, frame_headers
 from storage.errors import GeometryError, IngestError
 from storage.grid import AIR_HU, MAX_SHEAR
-from storage.stack import Plane, stacked
+from storage.stack import Plane, require_same_stack, require_voxels, stacked
 from storage.tilt import tilt_degrees, upright
 from storage.volume import Volume
 
@@ -30,13 +40,15 @@ _AFTER_SERIES_UID = 0x0020000F
 _INT16 = np.iinfo(np.int16)
 
 
-def series_uid(path: Path) -> str:
+def series_uid(path: Path, start: bytes = b"") -> str:
     """The series that a file belongs to. No more of it is read than is needed for that.
+
+    start: the file's first bytes, if they were read already.
 
     Raises IngestError for what is no DICOM, or no CT image by its SOP class.
     """
     with _refusing(path):
-        dicom = read_file(path, before=_AFTER_SERIES_UID)
+        dicom = read_file(path, before=_AFTER_SERIES_UID, start=start)
     storage = raw_uid(dicom.header, 0x00080016) or dicom.sop_class
     if storage not in (CTImageStorage, *MULTI_FRAME):
         name = UID(storage, validation_mode=IGNORE).name
@@ -47,7 +59,9 @@ def series_uid(path: Path) -> str:
     return uid
 
 
-def read_series(files: Sequence[Path]) -> tuple[Volume, Sequence[Dataset]]:
+def read_series(
+    files: Sequence[Path], digests: dict[Path, bytes] | None = None
+) -> tuple[Volume, Sequence[Dataset]]:
     """One CT series as int16 HU, and its slices' headers (without pixels) in the same order.
 
     CT images, one slice a file, or enhanced multi-frame CT, whose frames get a header each like a
@@ -55,6 +69,9 @@ def read_series(files: Sequence[Path]) -> tuple[Volume, Sequence[Dataset]]:
     instance numbers are ignored. Every slice is rescaled by its own slope and intercept, rounded
     and clipped to int16; padding becomes -1024 HU. MONOCHROME1 only inverts the display, so it
     changes nothing here. Header elements that cannot be decoded are left out of the headers.
+
+    digests: takes the BLAKE3 of the contents of every file that was read at once, which spares
+    reading it a second time.
 
     Slices of a tilted gantry are moved within their planes (`upright`), and the volume's steps say
     so.
@@ -66,36 +83,96 @@ def read_series(files: Sequence[Path]) -> tuple[Volume, Sequence[Dataset]]:
     """
     if not files:
         raise GeometryError("series: 0 slices; expected at least 2, since one slice has no spacing")
-    dicoms: list[DicomFile] = []
-    headers: list[list[Dataset]] = []
+    headers: list[Dataset] = []
     planes: list[Plane] = []
     images = _Images()
-    for path in files:
+    pixels = _Pixels()
+    for number, path in enumerate(files):
         with reading(path), _refusing(path):
-            dicom = read_file(path)
+            dicom = read_file(path, pixels=True)
             require_image(dicom)
             frames = frame_headers(path, dicom.header)
-            found = [images.of(path, header) for header in frames]
+            own = dicom.elements if len(frames) == 1 else None
+            found = [images.of(path, header, own) for header in frames]
             require_pixels(dicom, found[0], len(frames))
-            planes += [
-                Plane(path, len(dicoms), frame, image, position_of(path, header))
-                for frame, (image, header) in enumerate(zip(found, frames, strict=True))
-            ]
-        dicoms.append(dicom)
-        headers.append(frames)
+            for frame, (image, header) in enumerate(zip(found, frames, strict=True)):
+                planes.append(Plane(path, number, frame, image, position_of(path, header)))
+                require_same_stack(planes[0], planes[-1])
+            room = pixels.room(len(frames))
+            if room is not None:
+                _decode(dicom, found, room)
+        if room is None:  # memory of the series, and not of one file's reading
+            room = pixels.more_room(path, len(frames), len(files) - number, found[0])
+            with reading(path), _refusing(path):
+                _decode(dicom, found, room)
+        headers += frames
+        if digests is not None and dicom.data is not None:
+            digests[path] = blake3(dicom.data).digest()
     ordered, affine = stacked(planes)
-
-    hu = np.empty((len(ordered), ordered[0].image.rows, ordered[0].image.columns), np.int16)
-    places = {(plane.file, plane.frame): index for index, plane in enumerate(ordered)}
-    for number, dicom in enumerate(dicoms):
-        with reading(dicom.path), _refusing(dicom.path):
-            image = ordered[places[number, 0]].image
-            for frame, raw in enumerate(stored_frames(dicom, image, len(headers[number]))):
-                place = places[number, frame]
-                _to_hu(raw, ordered[place].image, hu[place])
+    numbers = {(plane.file, plane.frame): number for number, plane in enumerate(planes)}
+    order = [numbers[plane.file, plane.frame] for plane in ordered]
+    hu = pixels.in_order(order)
     sheared = np.tan(np.radians(tilt_degrees(affine))) > MAX_SHEAR
     volume = upright(hu, affine, files[0]) if sheared else Volume(hu, affine)
-    return volume, _Headers(headers[one.file][one.frame] for one in ordered)
+    return volume, _Headers(headers[number] for number in order)
+
+
+class _Pixels:
+    """The HU of all planes, in the order of the files: nearly always one array, since nearly all
+    files hold one plane."""
+
+    def __init__(self) -> None:
+        self._parts: list[NDArray[np.int16]] = []
+        self._used: list[int] = []
+
+    def room(self, planes: int) -> NDArray[np.int16] | None:
+        """Where the next planes go, None if there is no room for them."""
+        if not self._parts or self._used[-1] + planes > len(self._parts[-1]):
+            return None
+        self._used[-1] += planes
+        return self._parts[-1][self._used[-1] - planes : self._used[-1]]
+
+    def more_room(self, path: Path, planes: int, files: int, image: Image) -> NDArray[np.int16]:
+        """Room for these planes, and for one of each other file that is left, of `files`.
+
+        Raises IngestError for more than a volume may have.
+        """
+        size = max(planes, files)
+        require_voxels(path, sum(self._used) + size, image)
+        self._parts.append(np.empty((size, image.rows, image.columns), np.int16))
+        self._used.append(planes)
+        return self._parts[-1][:planes]
+
+    def in_order(self, order: Sequence[int]) -> NDArray[np.int16]:
+        """[Z, Y, X] of the planes with these numbers. Moves them: to be called once."""
+        used = [part[:count] for part, count in zip(self._parts, self._used, strict=True)]
+        if len(used) > 1:
+            joined: NDArray[np.int16] = np.concatenate(used)[np.array(order)]
+            return joined
+        _permute(used[0], order)
+        return used[0]
+
+
+def _permute(planes: NDArray[np.int16], order: Sequence[int]) -> None:
+    """Put plane order[i] at place i, in place: a second copy of a volume takes memory and time."""
+    left = {place for place, number in enumerate(order) if place != number}
+    while left:
+        place = first = min(left)
+        kept = planes[first].copy()
+        while order[place] != first:
+            planes[place] = planes[order[place]]
+            left.remove(place)
+            place = order[place]
+        planes[place] = kept
+        left.remove(place)
+
+
+def _decode(dicom: DicomFile, images: Sequence[Image], hu: NDArray[np.int16]) -> None:
+    """All frames of a file, rescaled into `hu`: [frames, rows, columns]."""
+    raw_frames = stored_frames(dicom, images[0], len(images))
+    for raw, image, plane in zip(raw_frames, images, hu, strict=True):
+        _to_hu(raw, image, plane)
+        advanced()
 
 
 @contextmanager
@@ -113,12 +190,15 @@ class _Images:
     """The images that headers describe; equal headers are looked at once."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[object, ...], Image] = {}
+        self._known: dict[tuple[bytes | None, ...], Image] = {}
 
-    def of(self, path: Path, header: Dataset) -> Image:
-        written = tuple(raw_value(header, tag) for tag in IMAGE_TAGS)
-        if None in written:  # decoded already
+    def of(
+        self, path: Path, header: Dataset, elements: Mapping[int, RawDataElement] | None
+    ) -> Image:
+        """elements: the header's, as they stand in the file, if that is known."""
+        if elements is None:
             return image_of(path, header)
+        written = raw_values(elements, IMAGE_TAGS)
         if written not in self._known:
             self._known[written] = image_of(path, header)
         return self._known[written]
@@ -159,7 +239,12 @@ def _to_hu(raw: NDArray[np.integer], image: Image, hu: NDArray[np.int16]) -> Non
     ends = low * image.slope + image.intercept, high * image.slope + image.intercept
     whole = image.slope == 1 and image.intercept.is_integer()
     if whole and _INT16.min <= min(ends) and max(ends) <= _INT16.max:
-        np.add(stored, int(image.intercept), out=hu, casting="unsafe", dtype=np.int32)
+        if stored.dtype.itemsize == hu.itemsize:
+            # Modulo 2^16, which is right as the result fits: four times as fast as wider integers.
+            shift = np.array(int(image.intercept)).astype(hu.dtype)
+            np.add(stored.view(hu.dtype), shift, out=hu)
+        else:
+            np.add(stored, int(image.intercept), out=hu, casting="unsafe", dtype=np.int32)
     else:
         exact = np.rint(stored * image.slope + image.intercept)
         hu[...] = np.clip(exact, _INT16.min, _INT16.max)
@@ -172,7 +257,8 @@ def _pad(values: NDArray[np.integer], padding: tuple[int, int], hu: NDArray[np.i
     """Padding (PS3.3 C.7.5.1.1.2) is no measurement, whatever its value: it becomes air."""
     # Wrapped: -2000 is often written as 63536, with the value representation of the other sign.
     low, high = np.sort(np.array(padding).astype(values.dtype))
-    hu[values == low if low == high else (values >= low) & (values <= high)] = AIR_HU
+    padded = values == low if low == high else (values >= low) & (values <= high)
+    np.copyto(hu, AIR_HU, where=padded, casting="unsafe")
 
 
 def _decoded(header: Dataset) -> Dataset:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -35,6 +34,7 @@ class Foreground:
     def __init__(self, rows: Catalogue, patch_shape: Index) -> None:
         self._places = np.hstack([rows.column(name) for name in _COLUMNS]).reshape(-1, 6, 3)
         self._patch_shape = patch_shape
+        self._half = np.array(patch_shape, np.int64) // 2
         self._body = rows.bitmaps("body_cells")
         self._mask = rows.bitmaps("mask_cells")
 
@@ -110,13 +110,9 @@ class Foreground:
         begin, end = int(starts[volume]), int(starts[volume + 1])
         if begin == end:
             return np.zeros(len(u), bool)
-        place = self._place(volume)
-        centre = u + _sum(place.origin, [size // 2 for size in self._patch_shape])
-        z, y, x = (centre // place.cell).T
-        bit = (z * place.grid[1] + y) * place.grid[2] + x
-        found: np.ndarray = data[begin + bit // 8] >> (bit % 8).astype(np.uint8) & 1
-        return found.astype(bool)
-
-
-def _sum(one: Sequence[int], other: Sequence[int]) -> list[int]:
-    return [a + b for a, b in zip(one, other, strict=True)]
+        # As arrays: this is most of the work of drawing a visit.
+        _, origin, _, _, cell, (_, rows, columns) = self._places[volume]
+        z, y, x = ((u + (origin + self._half)) // cell).T
+        bit = (z * rows + y) * columns + x
+        found: np.ndarray = data[begin + (bit >> 3)] >> (bit & 7) & 1 != 0
+        return found

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as TookTooLong
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from blake3 import blake3
 from pydicom.dataset import Dataset
 
 from storage.body import find_body
-from storage.bounds import MAX_SECONDS, reading
+from storage.bounds import reading
 from storage.catalogue import Row
 from storage.errors import GeometryError, IngestError, StoreError
 from storage.grid import canonical, nearest_like, reorder_like, resample, same_grid
@@ -45,7 +43,7 @@ __all__ = [
 
 # To be raised with every change that gives other voxels, body masks or frames for the same files:
 # volumes of an older version are then done again.
-INGEST_VERSION = 3
+INGEST_VERSION = 4
 
 # More voxels than any CT has, 1 GiB as int16: a grid that is too fine for the series, or a series
 # that claims to be metres long.
@@ -124,13 +122,13 @@ def ingest_series(cohort: Cohort, job: Job) -> Outcome:
             domain, phase = label_source(job.source, cohort.rules)
         labels = (str(domain), phase, entry.patient or "")
         if job.known_digest:
-            digest = _source_digest(job.source, entry, labels, names)
+            digest = _source_digest(job.source, entry, labels, names, {})
             if digest == job.known_digest:
                 return Outcome("skipped", domain, phase, source_digest=digest)
-        with _Digest(job.source, entry, labels, names, known=digest) as hashing:
-            volume, headers = read_source(job.source)
-            mask = None if entry.mask is None else _mask(entry.mask, volume)
-            digest = hashing.result()
+        digests: dict[Path, bytes] = {}
+        volume, headers = read_source(job.source, digests)
+        mask = None if entry.mask is None else _mask(entry.mask, volume)
+        digest = _source_digest(job.source, entry, labels, names, digests)
         if source_stat(job.source.files, entry, names, cohort.rules) != job.stat:
             digest = ""
             raise IngestError(
@@ -286,64 +284,30 @@ def _patient(job: Job, headers: Sequence[Dataset], names: Pseudonyms) -> str:
     return names.of("patient", "study", str(headers[0].get("StudyInstanceUID") or job.series))
 
 
-class _Digest:
+def _source_digest(
+    source: Source,
+    entry: Entry,
+    labels: Sequence[str],
+    names: Pseudonyms,
+    known: Mapping[Path, bytes],
+) -> str:
     """Keyed hash of the files' contents, whatever their names and order, and of their labels.
 
-    Computed beside the reading, by a thread: hashing needs no Python, and what is read twice at
-    about the same time comes from the disk once.
+    known: the BLAKE3 of files that have been read; the others are read here.
     """
-
-    def __init__(
-        self,
-        source: Source,
-        entry: Entry,
-        labels: Sequence[str],
-        names: Pseudonyms,
-        *,
-        known: str = "",
-    ) -> None:
-        files = () if known else (*source.files, *([entry.mask] if entry.mask else []))
-        self._key = ("source", source.kind, *labels)
-        self._names = names
-        self._known = known
-        self._pool = ThreadPoolExecutor(1)
-        self._futures: list[tuple[Path, Future[bytes]]] = [
-            (file, self._pool.submit(_sha256, file)) for file in files
-        ]
-
-    def __enter__(self) -> _Digest:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
-    def result(self) -> str:
-        """Raises IngestError for a file that takes longer than a file may."""
-        if self._known:
-            return self._known
-        digests = []
-        for path, future in self._futures:
-            try:
-                digests.append(future.result(MAX_SECONDS))
-            except TookTooLong:
-                raise IngestError(
-                    f"{path}: takes more than {MAX_SECONDS:g} s to read; expected a file that "
-                    "takes less"
-                ) from None
-            except OSError as error:
-                raise IngestError(f"{path}: cannot be read: {error.strerror}") from error
-        return self._names.digest(*self._key, *sorted(digests)).hex()
+    files = (*source.files, *([entry.mask] if entry.mask else []))
+    digests = [known.get(file) or _digest(file) for file in files]
+    return names.digest("source", source.kind, *labels, *sorted(digests)).hex()
 
 
-def _source_digest(source: Source, entry: Entry, labels: Sequence[str], names: Pseudonyms) -> str:
-    with _Digest(source, entry, labels, names) as digest:
-        return digest.result()
-
-
-def _sha256(path: Path) -> bytes:
-    sha = hashlib.sha256()
-    buffer = memoryview(bytearray(_HASH_BYTES))
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            sha.update(buffer[:count])
-    return sha.digest()
+def _digest(path: Path) -> bytes:
+    """BLAKE3 of a file's contents. Raises IngestError for a file beyond the bounds of `reading`."""
+    digest = blake3()
+    buffer = bytearray(_HASH_BYTES)
+    try:
+        with reading(path), path.open("rb", buffering=0) as file:
+            while count := file.readinto(buffer):
+                digest.update(memoryview(buffer)[:count])
+    except OSError as error:
+        raise IngestError(f"{path}: cannot be read: {error.strerror}") from error
+    return digest.digest()

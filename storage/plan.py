@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from storage.bounded import seen
 from storage.errors import IngestError
 from storage.ingest_series import Cohort, Job, file_stat, place_of, stat_digest
 from storage.manifest import Entry
-from storage.series import Finding, Source, files_under, group, scan
-from storage.workers import Executor, Lost
+from storage.series import Finding, Source, files_under, group
+from storage.workers import Executor
 
 __all__ = ["Known", "Line", "Planner", "listed"]
 
 # Lines of a manifest are planned together until they hold so many files: enough to keep all workers
 # busy, and few enough to be held in memory.
 _BLOCK_FILES = 100_000
-_PORTION = 128  # files, which a worker looks at in a few hundredths of a second
 
 
 @dataclass(frozen=True)
@@ -92,12 +91,12 @@ class Planner:
         for line in lines:
             self._recognise(line)
         findings: dict[Path, Finding] = {}
-        self._see(findings, [(line.entry.path, line.unknown) for line in lines])
+        self._see(findings, [line.unknown for line in lines])
         for line in lines:
             # Files that came to a series, in another folder, make it another one.
             for source in self._grouped(line, findings)[0]:
                 line.unknown += line.unchanged.pop(self._volume_id(source, line.entry), ())
-        self._see(findings, [(line.entry.path, line.unknown) for line in lines])
+        self._see(findings, [line.unknown for line in lines])
         return [job for line in lines for job in self._jobs(line, findings)]
 
     def _recognise(self, line: Line) -> None:
@@ -131,29 +130,10 @@ class Planner:
         uid = entry.series
         return uid is None or volume_id == self._volume_id(Source("dicom", uid, ()), entry)
 
-    def _see(self, findings: dict[Path, Finding], wanted: list[tuple[Path, list[Path]]]) -> None:
-        """Add what the wanted files, each list below its root, are."""
-        portions = []
-        for root, paths in wanted:
-            unseen = [path for path in paths if path not in findings]
-            for start in range(0, len(unseen), _PORTION):
-                portions.append((root, unseen[start : start + _PORTION]))
-        while portions:
-            again = []
-            with closing(self._executor.map(_look, portions)) as outcomes:
-                for done in outcomes:
-                    root, paths = portions[done.index]
-                    lost = done.result
-                    if not isinstance(lost, Lost):
-                        findings.update((finding.path, finding) for finding in lost)
-                        self._scanned(len(paths))
-                    elif lost.path in paths or len(paths) == 1:
-                        bad = lost.path if lost.path in paths else paths[0]
-                        findings[bad] = Finding(bad, reason=lost.reason)
-                        again.append((root, [path for path in paths if path != bad]))
-                    else:
-                        again += [(root, [path]) for path in paths]
-            portions = [(root, paths) for root, paths in again if paths]
+    def _see(self, findings: dict[Path, Finding], wanted: Iterable[list[Path]]) -> None:
+        """Add what the wanted files are."""
+        unseen = [[path for path in paths if path not in findings] for paths in wanted]
+        findings |= seen(unseen, self._executor, self._scanned)
 
     def _jobs(self, line: Line, findings: Mapping[Path, Finding]) -> Iterator[Job]:
         entry = line.entry
@@ -210,11 +190,6 @@ class Planner:
         # A series is known by its UID wherever it lies; a NIfTI file only by its place.
         identity = source.key if source.kind == "dicom" else place_of(source.files[0], entry)
         return self._cohort.names.of("series", source.kind, identity)
-
-
-def _look(portion: tuple[Path, list[Path]]) -> list[Finding]:
-    root, paths = portion
-    return scan(paths, root)
 
 
 def _shown(files: tuple[Path, ...]) -> Path:

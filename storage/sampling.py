@@ -217,16 +217,14 @@ class PairSampler:
         return found[np.arange(count) % len(found)]
 
     def _cropped(self, spot: _Spot, places: np.ndarray, draws: Draws) -> Visit:
-        one, two = (np.array(self._ground.origin(volume)) for volume in spot.pair)
-        start_1, start_2 = places + one, places + two
+        origins = np.array([self._ground.origin(volume) for volume in spot.pair])[:, None]
+        starts = places + origins
         if self.jitter:
             moves = draws.fractions(len(places), 3) * np.uint64(2 * self.jitter + 1)
-            start_2 = start_2 + (moves >> np.uint64(32)).astype(np.int64) - self.jitter
+            moved = starts[1] + (moves >> np.uint64(32)).astype(np.int64) - self.jitter
             most = np.subtract(self._ground.extent(spot.pair[1]), self.patch_shape)
-            start_2 = np.clip(start_2, 0, most)
-        return Visit(
-            spot.pair, np.stack([start_1, start_2]), np.stack([start_1 - one, start_2 - two])
-        )
+            starts[1] = np.clip(moved, 0, most)
+        return Visit(spot.pair, starts, starts - origins)
 
     def _why_empty(self, number: int, domain: np.ndarray) -> str:
         there = domain == number

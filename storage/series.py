@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,7 +12,7 @@ from typing import Literal
 from pydicom.dataset import Dataset
 
 from .bounds import reading
-from .dicom_file import START_BYTES, begins_as_dicom
+from .dicom_file import begins_as_dicom
 from .dicom_read import read_series, series_uid
 from .errors import IngestError
 from .nifti import read_nifti
@@ -30,6 +30,9 @@ __all__ = [
 ]
 
 Kind = Literal["dicom", "nifti"]
+
+# Of a file, to know what it is by, and nearly always of which series.
+_START_BYTES = 1 << 14
 
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 
@@ -71,13 +74,13 @@ class Finding:
 class _Format:
     """What the program must know of a file format.
 
-    recognises: by the path and the file's first START_BYTES. key: of the series that the file
-    belongs to; raises IngestError for a file that belongs to none.
+    recognises: by the path and the file's first bytes. key: of the series that the file belongs
+    to, by the same; raises IngestError for a file that belongs to none. read: as `read_source`.
     """
 
     recognises: Callable[[Path, bytes], bool]
-    key: Callable[[Path], str]
-    read: Callable[[Sequence[Path]], tuple[Volume, Sequence[Dataset]]]
+    key: Callable[[Path, bytes], str]
+    read: Callable[[Sequence[Path], dict[Path, bytes] | None], tuple[Volume, Sequence[Dataset]]]
 
 
 def find_sources(root: Path) -> tuple[list[Source], list[Refusal]]:
@@ -87,41 +90,55 @@ def find_sources(root: Path) -> tuple[list[Source], list[Refusal]]:
     out unusable in `read_source`. Both lists are sorted. Raises IngestError if there is nothing at
     `root`.
     """
-    return group(scan(files_under(root), root))
+    return group(scan(files_under(root)))
 
 
-def files_under(root: Path) -> Iterator[Path]:
+def files_under(root: Path) -> list[Path]:
     """Every file below the folder but hidden ones: unfinished writing, desktop programs' notes.
 
-    Sorted, and symbolic links as themselves: no folder is entered through one. A folder that
-    cannot be listed comes in the place of its files. Raises IngestError if there is nothing at
-    `root`; a `root` that is a file stands for itself.
+    Sorted, under the names that they have from `root` on. Symbolic links are followed wherever they
+    lead, for exports are often made of them; each folder is entered once, so that links in a circle
+    end, and what has a place of its own below `root` comes from there. A folder that cannot be
+    listed, and a link to nothing, comes in the place of its files. Raises IngestError if there is
+    nothing at `root`; a `root` that is a file stands for itself.
     """
     if not root.exists():
         raise IngestError(f"{root}: no such file or folder; expected DICOM or NIfTI files")
-    waiting = [root]
-    while waiting:
-        path = waiting.pop()
-        if path != root and (path.is_symlink() or not path.is_dir()):
-            yield path
-            continue
+    files: list[str] = []
+    seen: set[tuple[int, int]] = set()  # device and number of folders and files
+    folders, links = [str(root)], deque[str]()
+    while folders or links:
+        path = folders.pop() if folders else links.popleft()
         try:
-            names = [name for name in os.listdir(path) if not name.startswith(".")]
-        except OSError:  # the root is a file, or a folder may not be read
-            yield path
+            status = os.stat(path)
+            place = status.st_dev, status.st_ino
+            if place in seen:
+                continue
+            seen.add(place)
+            entries = list(os.scandir(path))
+        except OSError:  # a file, a link to nothing or in a circle, or a folder that is closed
+            files.append(path)
             continue
-        waiting += [path / name for name in sorted(names, reverse=True)]
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_symlink():
+                links.append(entry.path)
+            elif entry.is_dir():
+                folders.append(entry.path)
+            else:
+                files.append(entry.path)
+                seen.add((status.st_dev, entry.inode()))
+    return [Path(path) for path in sorted(files, key=lambda path: path.split(os.sep))]
 
 
-def scan(paths: Iterable[Path], root: Path) -> list[Finding]:
-    """What each of the files below `root` is; the result can be sent between processes.
+def scan(paths: Iterable[Path]) -> list[Finding]:
+    """What each of the files is; the result can be sent between processes.
 
     DICOM is recognised by content or name, NIfTI by name. Headers only are read, each file within
-    the bounds of `reading`. What is no regular file (FIFOs, devices, symbolic links that lead out
-    of `root`) is refused unread.
+    the bounds of `reading`. What is no regular file (FIFOs, devices) is refused unread.
     """
-    place = root.resolve()
-    return [_finding(path, place) for path in paths]
+    return [_finding(path) for path in paths]
 
 
 def group(findings: Iterable[Finding]) -> tuple[list[Source], list[Refusal]]:
@@ -137,42 +154,28 @@ def group(findings: Iterable[Finding]) -> tuple[list[Source], list[Refusal]]:
     return sorted(sources, key=lambda one: one.files), sorted(refusals, key=lambda one: one.path)
 
 
-def read_source(source: Source) -> tuple[Volume, Sequence[Dataset]]:
+def read_source(
+    source: Source, digests: dict[Path, bytes] | None = None
+) -> tuple[Volume, Sequence[Dataset]]:
     """The source's volume in HU, and the headers of its slices (none for NIfTI).
 
+    digests: takes the BLAKE3 of the contents of those files that were read at once.
     Raises GeometryError or IngestError as `read_series` and `read_nifti` do.
     """
-    return _FORMATS[source.kind].read(source.files)
+    return _FORMATS[source.kind].read(source.files, digests)
 
 
-def _finding(path: Path, root: Path) -> Finding:
+def _finding(path: Path) -> Finding:
     try:
-        if not _leads_to_a_file(path, root):
-            return Finding(path)
         with reading(path):
-            with path.open("rb") as file:
-                start = file.read(START_BYTES)
+            with path.open("rb", buffering=0) as file:
+                start = file.read(_START_BYTES)
             for kind, file_format in _FORMATS.items():
                 if file_format.recognises(path, start):
-                    return Finding(path, kind, file_format.key(path))
+                    return Finding(path, kind, file_format.key(path, start))
     except (IngestError, OSError) as error:
         return Finding(path, reason=str(error))
     return Finding(path)
-
-
-def _leads_to_a_file(path: Path, root: Path) -> bool:
-    """False for a link to a folder below the root, whose files are found at their own place.
-
-    Raises IngestError for what is neither a regular file nor a link to one below the root.
-    """
-    if path.is_symlink():
-        target = path.resolve()
-        if not target.is_relative_to(root):
-            raise IngestError(
-                f"{path}: is a symbolic link that leads out of {root}; expected a file"
-            )
-        return not target.is_dir()
-    return True
 
 
 def _is_dicom(path: Path, start: bytes) -> bool:
@@ -184,12 +187,18 @@ def _is_nifti(path: Path, _start: bytes) -> bool:
     return path.name.endswith((".nii", ".nii.gz"))
 
 
-def _read_nifti(files: Sequence[Path]) -> tuple[Volume, Sequence[Dataset]]:
+def _path(path: Path, _start: bytes) -> str:
+    return str(path)
+
+
+def _read_nifti(
+    files: Sequence[Path], _digests: dict[Path, bytes] | None
+) -> tuple[Volume, Sequence[Dataset]]:
     return read_nifti(files[0]), []
 
 
 # A file format is one line here and the functions that it names.
 _FORMATS: dict[Kind, _Format] = {
-    "nifti": _Format(_is_nifti, str, _read_nifti),
+    "nifti": _Format(_is_nifti, _path, _read_nifti),
     "dicom": _Format(_is_dicom, series_uid, read_series),
 }

@@ -14,7 +14,7 @@ from storage.errors import GeometryError, IngestError
 from storage.grid import MAX_SHEAR
 from storage.tilt import tilt_degrees
 
-__all__ = ["Plane", "stacked"]
+__all__ = ["Plane", "require_same_stack", "require_voxels", "stacked"]
 
 # How far slices may lie from even spacing: positions are often rounded to 0.01 mm and worse.
 _TOLERANCE_MM = 0.01
@@ -56,19 +56,24 @@ def stacked(planes: Sequence[Plane]) -> tuple[list[Plane], NDArray[np.float64]]:
             "spacing"
         )
     for plane in planes[1:]:
-        _require_same_stack(first, plane)
-    if len(planes) * first.image.rows * first.image.columns > _MAX_VOXELS:
-        raise IngestError(
-            f"{first.path}: {len(planes)} slices of {first.image.rows} x {first.image.columns}; "
-            f"expected at most {_MAX_VOXELS} voxels in one volume"
-        )
+        require_same_stack(first, plane)
+    require_voxels(first.path, len(planes), first.image)
     normal = np.cross(first.image.row, first.image.column)
     ordered = sorted(planes, key=lambda plane: float(plane.position @ normal))
     return ordered, _affine(ordered, normal)
 
 
-def _require_same_stack(first: Plane, other: Plane) -> None:
-    """Refuse a plane that cannot lie in one stack with the first."""
+def require_voxels(path: Path, planes: int, image: Image) -> None:
+    """Raise IngestError for so many planes that they are no volume."""
+    if planes * image.rows * image.columns > _MAX_VOXELS:
+        raise IngestError(
+            f"{path}: {planes} slices of {image.rows} x {image.columns}; expected at most "
+            f"{_MAX_VOXELS} voxels in one volume"
+        )
+
+
+def require_same_stack(first: Plane, other: Plane) -> None:
+    """Raise what `stacked` does for a plane that cannot lie in one stack with the first."""
     a, b = first.image, other.image
     if a is b:
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -35,3 +36,8 @@ class Volume:
     def shape(self) -> tuple[int, int, int]:
         z, y, x = self.hu.shape
         return z, y, x
+
+    @cached_property
+    def hu_range(self) -> tuple[float, float]:
+        """The lowest and the highest HU, NaN if there is one; looked for once."""
+        return self.hu.min().item(), self.hu.max().item()

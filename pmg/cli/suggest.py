@@ -10,8 +10,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from storage.series import find_sources
+from storage.bounded import find_sources
+from storage.series import Source
 from storage.suggest import COLUMNS, Evidence, Suggestion, examine, suggest, table, write_labels
+from storage.workers import Lost, Workers, default_workers, memory_limit
 
 __all__ = ["show_suggestions"]
 
@@ -23,15 +25,24 @@ def show_suggestions(root: Path, out: Path | None) -> None:
     """
     if out is not None and out.exists():
         raise FileExistsError(f"{out} exists, perhaps with your corrections; choose a new file")
-    sources, refused = find_sources(root)
-    for refusal in refused:
-        click.echo(f"ignored  {refusal.path}: {refusal.reason}", err=True)
+    count = default_workers()
+    with Workers(count, memory_limit(count)) as workers:
+        sources, refused = find_sources(root, workers)
+        for refusal in refused:
+            click.echo(f"ignored  {refusal.path}: {refusal.reason}", err=True)
+        outcomes = workers.map(_examined, sources)
+        console = Console(stderr=True)
+        by_index = {
+            done.index: done.result.reason if isinstance(done.result, Lost) else done.result
+            for done in track(outcomes, "suggest", len(sources), console=console)
+        }
     found: list[Evidence] = []
-    for source in track(sources, "suggest", console=Console(stderr=True)):
-        try:
-            found.append(examine(source))
-        except Exception as error:  # hostile files raise what no list of exceptions foresees
-            click.echo(f"ignored  {source.files[0].parent}: {error}", err=True)
+    for index, source in enumerate(sources):
+        result = by_index[index]
+        if isinstance(result, str):
+            click.echo(f"ignored  {source.files[0].parent}: {result}", err=True)
+        else:
+            found.append(result)
     if not found:
         raise click.ClickException(f"{root}: no series that can be read")
     suggestions = suggest(found)
@@ -45,6 +56,14 @@ def show_suggestions(root: Path, out: Path | None) -> None:
         f"{len(suggestions)} series, {unclear} without a domain, {doubtful} with contradictions; "
         "nothing was ingested"
     )
+
+
+def _examined(source: Source) -> Evidence | str:
+    """In a worker: the evidence, or why there is none."""
+    try:
+        return examine(source)
+    except Exception as error:  # hostile files raise what no list of exceptions foresees
+        return str(error)
 
 
 def _print(suggestions: Iterable[Suggestion], root: Path) -> None:

@@ -146,7 +146,7 @@ def command(
 
 
 def _series(places: tuple[Path, ...]) -> list[Source]:
-    from storage.series import find_sources
+    from storage.bounded import find_sources
 
     jobs = []
     for place in places:

@@ -20,7 +20,7 @@ from pmg.cli.options import store_argument
     help="volumes read at a time; each is in memory as a whole",
 )
 def command(store: str, threads: int) -> None:
-    """Read every volume of a store and compare it with its SHA-256 in the catalogue.
+    """Read every volume of a store and compare it with its BLAKE3 in the catalogue.
 
     STORE is a folder or s3://bucket/prefix. Ends with 1, and one line for each, when volumes are
     damaged or missing: ingest their series again.
@@ -43,4 +43,4 @@ def command(store: str, threads: int) -> None:
         raise click.ClickException(
             f"{opened.place}: {len(problems)} of {len(opened.rows)} volumes are damaged"
         )
-    click.echo(f"{opened.place}: all {len(opened.rows)} volumes have their SHA-256")
+    click.echo(f"{opened.place}: all {len(opened.rows)} volumes have their BLAKE3")

@@ -84,7 +84,7 @@ def test_info_of_an_empty_store_and_of_none(place: Place) -> None:
 def test_verify_names_every_damaged_volume_and_fails(store: Store) -> None:
     assert run("verify", store.place.address, "--threads", "2") == (
         0,
-        f"{store.place.address}: all 3 volumes have their SHA-256\n",
+        f"{store.place.address}: all 3 volumes have their BLAKE3\n",
     )
     for volume_id in ("v1", "v3"):
         store.place.remove_tree(f"{store.row(volume_id).array_path}/c")

@@ -165,6 +165,20 @@ def test_a_runs_model_and_report_are_fetched_and_checkpoints_stay(head, trained,
     assert not (tmp_path / "checkpoints").exists()
 
 
+def test_a_cohort_is_evaluated_by_a_job(head, trained, tmp_path):
+    run, _ = trained
+    store = run.root.parent / "store"
+    arguments = ["--run", str(run.root), "--store", str(store), "--out", str(tmp_path / "out")]
+    arguments += ["--memory", "0.5"]
+    done = pmg(head, "submit", "--address", head.address, "evaluate", *arguments)
+    assert "[2/2" in done.stdout
+    assert (tmp_path / "out" / "report.html").exists()
+    assert (
+        "2 of them done"
+        in pmg(head, "submit", "--address", head.address, "evaluate", *arguments).stdout
+    )
+
+
 def test_a_wrong_token_is_refused_in_one_line(head, tmp_path):
     wrong = tmp_path / "token"
     wrong.write_text("0" * 64)

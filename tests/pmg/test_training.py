@@ -156,13 +156,27 @@ def test_a_date_is_a_seed():
     assert training.step == 2
 
 
-@pytest.mark.parametrize("prior", [{"learned": False}, {"components": 1}])
-def test_a_fixed_or_single_component_is_left_to_itself(prior):
-    training = start(frozen(fit_step=1, reseed_every=2, **prior))
+@pytest.mark.parametrize(
+    "prior", [{"learned": False, "fit_step": 1}, {"components": 1, "fit_step": 0}]
+)
+def test_a_fixed_component_is_left_to_itself_and_a_single_one_is_never_reseeded(prior):
+    training = start(frozen(reseed_every=2, **prior))
     before = copy.deepcopy(training.translator.module.prior.state_dict())
     advance(training, 4)
     for name, value in training.translator.module.prior.state_dict().items():
         torch.testing.assert_close(value, before[name])
+
+
+def test_a_single_learned_component_is_fitted_as_a_mixture_is():
+    training = start(frozen(fit_step=1, reseed_every=0, components=1))
+    advance(training, 1)
+    z = encodings(training, stream_batch(training.config, 2))
+    advance(training, 1)
+    fitted = training.translator.module.prior.mixture()
+    torch.testing.assert_close(fitted.mean[0], z.mean(dim=0), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        fitted.log_var[0].exp(), z.var(dim=0, correction=0), rtol=1e-2, atol=1e-3
+    )
 
 
 def test_averaged_weights_are_the_exponential_moving_average():

@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+from blake3 import blake3
 from zarr.codecs import BloscCodec, Crc32cCodec, ShardingCodecIndexLocation
 from zarr.core.array import ShardsConfigParam
 
-from storage import layout
-from storage.array import write_array
+from storage import array, layout
+from storage.array import content_digest, write_array
+from storage.errors import StoreCorrupt
 from storage.layout import layout_of
-from storage.place import Place
+from storage.place import LocalPlace, Place
 
 
 def files(root: Path) -> dict[str, bytes]:
@@ -74,3 +76,46 @@ def test_every_file_is_byte_for_byte_what_zarr_writes(
     theirs, ours = (files(tmp_path / name / "volume") for name in ("zarr", "ours"))
     assert ours == theirs
     assert written.stored_bytes == sum(map(len, ours.values()))
+
+
+class LyingPlace(LocalPlace):
+    """A disk that says it has written, and gives back another bit of one file."""
+
+    def __init__(self, root: Path, name: str) -> None:
+        super().__init__(root)
+        self._name = name
+
+    def replace(self, name: str, data: bytes, *, expected: str | None = None) -> str:
+        if name.endswith(self._name):
+            data = data[:-1] + bytes([data[-1] ^ 1])
+        return super().replace(name, data, expected=expected)
+
+
+@pytest.mark.parametrize("name", ["c/0/0/0", "zarr.json"])
+def test_what_reads_back_otherwise_than_written_is_refused_and_removed(
+    tmp_path: Path, name: str
+) -> None:
+    hu = np.random.default_rng(5).integers(-1024, 2000, (20, 130, 140)).astype(np.int16)
+    with pytest.raises(StoreCorrupt, match=rf"{name}: reads back other bytes"):
+        write_array(LyingPlace(tmp_path, name), "volume", hu, {}, (3, 70, 70))
+    assert files(tmp_path) == {}
+
+
+def test_a_codec_that_does_not_give_back_what_it_took_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compress = array.blosc.compress
+    monkeypatch.setattr(array.blosc, "compress", lambda chunk, *how: compress(chunk // 2, *how))
+    hu = np.random.default_rng(5).integers(-1024, 2000, (20, 130, 140)).astype(np.int16)
+    with pytest.raises(StoreCorrupt, match="does not decode to the voxels"):
+        write_array(Place.of(tmp_path), "volume", hu, {}, (3, 70, 70))
+    assert files(tmp_path) == {}
+
+
+def test_the_digest_is_of_shape_affine_and_voxels() -> None:
+    hu = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
+    affine = np.arange(16.0)
+    parts = np.array(hu.shape, "<i8").tobytes(), affine.astype("<f8").tobytes(), hu.tobytes()
+    assert content_digest(hu, affine.tolist()) == blake3(b"".join(parts)).hexdigest()
+    flat = np.array(hu.reshape(3, 2, 4))
+    assert content_digest(flat, affine.tolist()) != content_digest(hu, affine.tolist())

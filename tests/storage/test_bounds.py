@@ -81,6 +81,37 @@ def test_a_file_that_takes_too_long_is_refused_even_where_a_decoder_swallows_exc
     assert lines == ["scan", "None", refusal, "scan", "None", "(0.0, 0.0)"]
 
 
+def test_progress_begins_the_time_anew_until_what_the_size_of_the_file_allows(tmp_path):
+    lines = in_a_worker(
+        tmp_path,
+        """
+        bounds.MAX_SECONDS = 1.0
+        bounds._BYTES_PER_SECOND = 1000
+
+        def read(size, frames):
+            path.write_bytes(bytes(size))
+            try:
+                with reading(path):
+                    for seconds in frames:
+                        time.sleep(seconds)
+                        bounds.advanced()
+                print("read")
+            except IngestError as error:
+                print(error)
+
+        read(9000, [0.3] * 5)
+        read(300, [0.3] * 50)
+        read(9000, [0.3, 60])
+        """,
+    )
+    told = [line for line in lines if line not in ("scan", "None")]
+    assert told == [
+        "read",
+        "scan: takes more than 1.3 s to read; expected a file that takes less",
+        "scan: takes more than 1 s for one more frame to read; expected a file that takes less",
+    ]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts mappings on Linux only")
 def test_a_file_that_takes_too_much_memory_is_refused_and_the_next_one_is_not(tmp_path):
     lines = in_a_worker(

@@ -158,6 +158,14 @@ class TestRows:
         assert HU_EDGES[0] == -1024
         assert HU_EDGES[-2] == 3026
 
+    def test_the_histogram_of_a_large_volume_is_that_of_every_fourth_row(self) -> None:
+        hu = np.random.default_rng(1).normal(0, 500, (3, 2048, 4096)).astype(np.int16)
+        edges = [-np.inf, *range(-974, 3027, 50), np.inf]
+        counts = np.array(hu_histogram(hu))
+        expected = np.histogram(hu[:, ::4].ravel(), edges)[0] * 4
+        np.testing.assert_array_equal(counts, expected)
+        assert counts.sum() == hu.size
+
 
 @pytest.fixture
 def store(place: Place) -> Store:

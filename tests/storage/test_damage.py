@@ -116,7 +116,7 @@ class TestAccidents:
         altered = {
             "truncated": text[:50],
             "spacing": text.replace("null", "[1.0, 1.0, 1.0]"),
-            "version": text.replace('"version": 2', '"version": "2"'),
+            "version": text.replace('"version": 3', '"version": "3"'),
             "key": text.replace("aaaa", "aaab"),
         }[change]
         assert altered != text

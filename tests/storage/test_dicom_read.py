@@ -1,9 +1,12 @@
 """Reading CT series: what must be understood, and what must be refused with its reason."""
 
+from pathlib import Path
+
 import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
+from blake3 import blake3
 from make_series import COLUMNS, ROWS, SLICES, a_series, a_volume, edit, setting, stored_as
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -270,3 +273,16 @@ def test_a_file_that_is_no_dicom_is_refused_by_name(files):
     files[2].write_bytes(b"not an image " * 100)
     with pytest.raises(IngestError, match=files[2].name):
         read_series(files)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_order_of_the_files_does_not_matter_and_each_is_hashed(files, seed):
+    expected = read_series(files)[0]
+    shuffled = [files[i] for i in np.random.default_rng(seed).permutation(len(files))]
+    digests: dict[Path, bytes] = {}
+    found, headers = read_series(shuffled, digests)
+    np.testing.assert_array_equal(found.hu, expected.hu)
+    np.testing.assert_array_equal(found.affine, expected.affine)
+    heights = [header.ImagePositionPatient[2] for header in headers]
+    assert heights == sorted(heights)
+    assert digests == {file: blake3(file.read_bytes()).digest() for file in files}

@@ -371,3 +371,27 @@ def test_test_cases_may_go_from_contrast_to_none(tmp_path):
     aorta = read_nifti(case / "truth" / "organs.nii.gz").hu == Label.AORTA
     assert bare.hu[aorta].mean() - target.hu[aorta].mean() > 50
     assert target.hu[aorta].mean() < 80
+
+
+def test_labelled_scans_show_contrast_under_their_labels_and_are_of_further_subjects(
+    cohort, tmp_path
+):
+    write_cohort(tmp_path, 5, 2, 1, TINY, labelled_subjects=2)
+    folders = sorted((tmp_path / "labelled").iterdir())
+    assert [folder.name for folder in folders] == ["labelled-000", "labelled-001"]
+    patients = set()
+    for folder in folders:
+        image, patient = read_series(folder / "source"), next((folder / "source").glob("*.dcm"))
+        organs = read_nifti(folder / "organs.nii.gz")
+        hu = sitk.GetArrayFromImage(image)
+        assert hu.shape == organs.shape
+        assert hu[inside(organs.hu, Label.LIVER)].mean() > 80
+        share = read_nifti(folder / "plaques.nii.gz").hu
+        assert share.shape == hu.shape
+        assert 0 < share.max() <= 1
+        patients.add(pydicom.dcmread(patient).PatientID)
+    others = {pydicom.dcmread(file).PatientID for file in cohort.parent.rglob("*.dcm")}
+    assert len(patients) == 2
+    assert not patients & others
+    everyone = {pydicom.dcmread(file).PatientID for file in tmp_path.rglob("*.dcm")}
+    assert everyone == others | patients  # the others are who they are without the labelled

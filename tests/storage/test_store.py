@@ -165,9 +165,9 @@ class TestWriting:
             Store.open_or_create(place, (3.0, 1.0, 1.0))
 
     def test_a_store_of_another_version_is_refused(self, store: Store) -> None:
-        text = read(store.place, "zarr.json").replace(b'"version": 2', b'"version": 3')
+        text = read(store.place, "zarr.json").replace(b'"version": 3', b'"version": 4')
         overwrite(store.place, "zarr.json", text)
-        with pytest.raises(StoreError, match="version 3; this program reads 2"):
+        with pytest.raises(StoreError, match="version 4; this program reads 3"):
             Store.open(store.place)
 
     def test_a_volume_staged_without_the_lock_can_be_committed(self, store: Store) -> None:
