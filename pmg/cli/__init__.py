@@ -65,8 +65,8 @@ def refusals() -> Iterator[None]:
     """
     try:
         yield
-    except KeyboardInterrupt:
-        sys.exit(_INTERRUPTED)
+    except KeyboardInterrupt as stopped:
+        sys.exit(getattr(stopped, "code", _INTERRUPTED))  # training's says which signal it was
     except (ValueError, RuntimeError, OSError) as error:
         if type(error) in (ValueError, RuntimeError):
             raise
