@@ -3,6 +3,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Tests run in this many processes at once; 0 is in pytest's own.
+PROCESSES ?= 2
+TOGETHER := -n $(PROCESSES) --dist loadgroup --no-loadscope-reorder
 PIP := $(BIN)/pip --disable-pip-version-check
 
 .PHONY: demo demo-real test quick check lock clean
@@ -14,8 +17,8 @@ demo-real: $(VENV)/.runs $(VENV)/.real  ## the same on four real chest CT series
 	$(BIN)/pmg demo --real --out demo-real
 
 test: $(VENV)/.develops $(VENV)/.real $(VENV)/.scans  ## every test
-	$(BIN)/python -m pytest -m "not long"
-	$(BIN)/python -m pytest -m long
+	$(BIN)/python -m pytest $(TOGETHER) -m "not long"
+	$(BIN)/python -m pytest $(TOGETHER) -m long
 
 quick: $(VENV)/.develops  ## the tests that neither train nor start Ray
 	$(BIN)/python -m pytest -m "not slow and not long and not real"

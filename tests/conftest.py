@@ -19,7 +19,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     for item in items:
         folder = item.path.relative_to(Path(__file__).parent).parts[0]
-        ray = folder not in ("pmg", "storage") and item.get_closest_marker("slow")
+        heavy = any(item.get_closest_marker(name) for name in ("slow", "long"))
+        ray = heavy and folder not in ("pmg", "storage")
         item.add_marker(pytest.mark.xdist_group("ray" if ray else item.path.name))
 
 

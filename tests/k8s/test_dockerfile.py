@@ -69,9 +69,16 @@ def test_every_base_is_named_by_version_and_digest() -> None:
     assert version in SpecifierSet(PROJECT["project"]["requires-python"])
 
 
+def extras() -> list[str]:
+    """Of pmg, that the image is built with."""
+    named = re.findall(r'"\.\[([a-z,]+)\]"', " ".join(instructions("RUN")))
+    return [extra for group in named for extra in group.split(",")]
+
+
 def test_the_lock_file_pins_every_dependency_within_its_bounds() -> None:
-    locked = pins()
-    for line in PROJECT["project"]["dependencies"]:
+    locked, optional = pins(), PROJECT["project"]["optional-dependencies"]
+    assert extras() == ["postgres"]
+    for line in PROJECT["project"]["dependencies"] + [d for e in extras() for d in optional[e]]:
         wanted = Requirement(line)
         assert locked[canonicalize_name(wanted.name)] in wanted.specifier, line
 
