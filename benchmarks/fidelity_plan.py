@@ -65,7 +65,7 @@ _PROTOCOL = Protocol(noise_sd_hu=(8.0, 15.0))
 
 _PATCH = 64
 _WHOLE = 176  # every volume of the cohort has at least as many voxels along both axes of a slice
-_SMALL_STEPS, _SMALL_BATCH = 2000, 4
+_SMALL_STEPS, _SMALL_BATCH = 1800, 4
 _LARGE_STEPS, _LARGE_BATCH = 20_000, 32
 
 

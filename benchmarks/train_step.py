@@ -38,7 +38,7 @@ from pmg.losses import ADVERSARIAL, LIKELIHOODS, change, free_bits
 from pmg.model import Critic, Domain, Translator, other
 from pmg.networks import Posterior
 from pmg.patches import to_pair
-from pmg.prior import KL_ESTIMATORS
+from pmg.prior import kl_estimator
 from pmg.step import Pair, train_step
 from pmg.training import build_modules, torch_engines
 from pmg.window import window_of
@@ -103,7 +103,8 @@ class Plain:
             return q.mean + torch.exp(0.5 * q.log_var) * noise
 
         def kl(q: Posterior) -> Tensor:
-            return free_bits(KL_ESTIMATORS[loss.kl](q.mean, q.log_var, prior), loss.free_bits)
+            estimator = kl_estimator(loss.kl, loss.kl_samples)
+            return free_bits(estimator(q.mean, q.log_var, prior), loss.free_bits)
 
         total = torch.zeros((), device=pair.noise.device)
         for i in DOMAINS:

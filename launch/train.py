@@ -35,9 +35,16 @@ from storage.stream import open_stream
 if TYPE_CHECKING:
     from launch.worker import Observer
 
-__all__ = ["TrainingFailed", "train", "trainer", "with_store"]
+__all__ = ["Stopped", "TrainingFailed", "train", "trainer", "with_store"]
 
-_INTERRUPTED = 128 + signal.SIGINT  # what shells expect of a program that Ctrl-C ended
+
+class Stopped(KeyboardInterrupt):
+    """A run that was asked to stop. code: what shells expect of a program that this signal ended,
+    130 for Ctrl-C and 143 for SIGTERM."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.strsignal(signum))
+        self.code = 128 + signum
 
 
 class TrainingFailed(RuntimeError):
@@ -49,8 +56,9 @@ def train(
 ) -> RunFolder:
     """Train to the last step, or go on from the run folder's newest checkpoint.
 
-    Ctrl-C (or SIGTERM) asks the workers to save and stop after the current steps, then raises
-    KeyboardInterrupt; before the first step, and the second time, it does so at once.
+    Ctrl-C, or SIGTERM as a scheduler sends it before it takes a machine away, asks the workers to
+    save and stop after the current steps, then raises Stopped, a KeyboardInterrupt; before the
+    first step, and the second time, it does so at once.
 
     With `force` it also goes on from checkpoints that other settings or another catalogue wrote.
 
@@ -104,7 +112,7 @@ def _fit(config: Config, folder: RunFolder, console: Console, *, force: bool) ->
             lambda: fit.is_alive() and not folder.failure.exists(),
             console,
         )
-        stopped = folder.stop_request.exists()
+        told = folder.stop_request.read_text() if folder.stop_request.exists() else None
     if folder.failure.exists():
         # The cause in its first line, then the worker's traceback.
         text = folder.failure.read_text().rstrip()
@@ -113,9 +121,9 @@ def _fit(config: Config, folder: RunFolder, console: Console, *, force: bool) ->
         raise TrainingFailed(
             f"{cause(fit.error)}\nthe workers' logs are in {folder.log(0).parent}"
         ) from fit.error
-    if stopped:
+    if told is not None:
         console.print("stopped; the same command goes on from the checkpoint")
-        raise KeyboardInterrupt
+        raise Stopped(int(told or signal.SIGINT))
 
 
 def with_store(config: Config) -> tuple[Config, str]:
@@ -222,8 +230,8 @@ class _InThread(threading.Thread):
 def _stop_on_interrupt(folder: RunFolder, tail: MetricsTail, console: Console) -> Iterator[None]:
     def request_stop(signum: int, frame: FrameType | None) -> None:
         if folder.stop_request.exists() or tail.empty:  # told twice, or nothing to save
-            raise KeyboardInterrupt
-        folder.stop_request.touch()
+            raise Stopped(signum)
+        folder.stop_request.write_text(str(signum))
         console.print("stopping: saving a checkpoint first (Ctrl-C again to end at once)")
 
     if threading.current_thread() is not threading.main_thread():  # which alone gets signals
@@ -246,12 +254,15 @@ def _stop_on_interrupt(folder: RunFolder, tail: MetricsTail, console: Console) -
 def main(source: str | None, run: Path, force: bool, overrides: Sequence[str]) -> None:
     """Train on the store at data.store; OVERRIDES are section.field=value.
 
-    Ends with 0 when all steps are taken, 130 when it was stopped, 1 when it failed.
+    Ends with 0 when all steps are taken, 1 when it failed, 130 when Ctrl-C stopped it and 143 when
+    SIGTERM did.
     """
     try:
         train(load_config(source, overrides), run, force=force)
+    except Stopped as stopped:
+        sys.exit(stopped.code)
     except KeyboardInterrupt:
-        sys.exit(_INTERRUPTED)
+        sys.exit(128 + signal.SIGINT)
     except (ValueError, OSError, TrainingFailed, RunBusy) as error:
         raise click.ClickException(str(error)) from error
 

@@ -28,7 +28,7 @@ from launch.watchdog import watchdog
 from pmg.config import Config
 from pmg.patches import PatchBatch, on_device
 from pmg.step import Outcome
-from pmg.training import Training, averaged_copy, build_modules
+from pmg.training import Training, averaged_copy, build_modules, compile_networks
 from storage.store import Store
 from storage.stream import PatchStream, open_stream
 
@@ -81,6 +81,7 @@ def _train(
     with laps.of("engines"):
         modules = build_modules(config)
         averaged = averaged_copy(modules[0], config)
+        compile_networks(*modules, config)
         translator, critic = (DeepSpeedEngine(module, config) for module in modules)
     training = Training(
         config,

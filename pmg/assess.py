@@ -105,7 +105,8 @@ class Assessor:
             matched = match_histogram(source.hu, body, self._real.histogram)
             candidates["matched"] = replace(source, hu=matched)
         candidates["translated"] = translated
-        result = measure(case, source, candidates, self._domain, subject)
+        contrast = self.translator.config.data.contrast_domain
+        result = measure(case, source, candidates, self._domain, subject, contrast)
         measured = {name: dict(figures) for name, figures in result.measured.items()}
         cycled = self.translator.reversed().translate(translated)
         measured["identity"][_CYCLE] = Amount(0.0)

@@ -19,9 +19,9 @@ from pmg.arrays import HU, Mask, Spacing
 __all__ = ["CALCIUM_HU", "INVENTED", "RISE_HU", "SPECK", "Speck", "invented", "kept", "specks"]
 
 
-# From here on it is calcium in domain 1, without contrast (Agatston's threshold), and in domain 2,
-# portal venous, where blood reaches 170 HU. In arterial contrast 800 HU would be right.
-CALCIUM_HU = {1: 130.0, 2: 300.0}
+# From here on it is calcium without contrast agent (Agatston's threshold), and with it, in the
+# portal venous phase, where blood reaches 170 HU. In arterial contrast 800 HU would be right.
+CALCIUM_HU = {False: 130.0, True: 300.0}
 RISE_HU = 100.0
 
 _LEAST_MM3 = 3.0

@@ -71,6 +71,9 @@ class DataConfig(_Section):
     """Which store, and how patches are drawn from it."""
 
     store: str | None = Field(None, description="the store: a folder or s3://bucket/prefix")
+    contrast_domain: Literal[1, 2] = Field(
+        2, description="the domain with contrast agent, by which evaluation tells calcium"
+    )
     patch: tuple[Count, ...] = Field(
         (64, 64), min_length=2, max_length=3, description="voxels: h, w for 2D or d, h, w for 3D"
     )
@@ -243,6 +246,9 @@ class LossConfig(_Section):
     kl: Literal["bound", "monte_carlo", "vade", "min"] = Field(
         "bound", description="estimator of KL(q, prior)"
     )
+    kl_samples: Count = Field(
+        1, description="samples of the posterior that monte_carlo and vade take at every position"
+    )
     lambda_gan: Weight = Field(1.0, description="lambda0")
     lambda_kl: Weight = Field(0.01, description="lambda1")
     lambda_reconstruction: Weight = Field(10.0, description="lambda2")
@@ -314,6 +320,11 @@ class TrainConfig(_Section):
     precision: Literal["float32", "bf16", "fp16"] = Field(
         "float32",
         description="of convolutions; weights, optimiser and prior are float32; fp16 scales losses",
+    )
+    compile: bool = Field(
+        False,
+        description="the networks by torch.compile, D only without loss.r1; for GPUs: on two CPU "
+        "cores it took three minutes to start and made no step faster",
     )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     log_every: Count = 10
@@ -487,6 +498,11 @@ class Config(_Section):
     @model_validator(mode="after")
     def _deepspeed_can(self) -> Config:
         launch = self.launch
+        if self.train.compile and launch.zero_stage == 3:
+            raise ValueError(
+                "train.compile true needs launch.zero_stage 0, 1 or 2: at 3 the shards are "
+                "gathered by hooks inside of the networks"
+            )
         if self.optim.clip and self.train.precision == "fp16":
             raise ValueError(
                 f"optim.clip {self.optim.clip} needs train.precision float32 or bf16: DeepSpeed "

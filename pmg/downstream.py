@@ -25,7 +25,7 @@ from storage.volume import Volume
 __all__ = ["Compared", "Score", "Scores", "compare", "on_spacing", "read_classes", "score"]
 
 _PANCREAS = 7  # TotalSegmentator's
-_SHARE = 0.25  # of a voxel that plaque fills from which on the voxel counts as plaque
+_SHARE = 0.1  # of a voxel that plaque fills from which on the voxel counts as plaque
 _NEAR_MM = 3.0
 _ANY_NEIGHBOUR = np.ones((3, 3, 3), dtype=bool)
 
@@ -68,7 +68,7 @@ def read_classes(case: Case, scan: Volume) -> Classes:
 def on_spacing(scan: Volume, classes: Classes, spacing_mm: Spacing) -> Labelled:
     """The scan and its classes on the grid that the network sees.
 
-    A voxel is of the class that fills at least half of it; of plaque a quarter is enough.
+    A voxel is of the class that fills at least half of it; of plaque a tenth is enough.
     """
     ordered = canonical(scan)
     image = resample(ordered, spacing_mm)

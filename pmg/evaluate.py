@@ -21,7 +21,7 @@ from pmg.fidelity import (
     organ_means,
     psnr,
 )
-from pmg.model import Domain, other
+from pmg.model import Domain
 from pmg.plaques import SIZE_CLASSES, plaque_contrasts
 from pmg.quantity import Amount, Measured, Quantity
 from pmg.tissues import BONE_NOTE, FAT_NOTE, ORGANS, cortical_bone, fat
@@ -73,7 +73,7 @@ class _Scene:
     body: Mask
     organs: Labels | None
     truth: Truth | None
-    direction: Domain
+    contrast: bool  # of the source
     case: Case
 
 
@@ -83,17 +83,19 @@ def measure(
     candidates: Mapping[str, Volume],
     direction: Domain = 1,
     subject: str | None = None,
+    contrast_domain: Domain = 2,
 ) -> CaseResult:
     """Measure every candidate of one case alike, and the truth where it is known.
 
     candidates: volumes on the source's grid by name, the source itself as "identity" among them.
-    direction: the source's domain; domain 2 is the one with contrast agent.
+    direction: the source's domain. contrast_domain: the one with contrast agent.
     Raises CaseError for a truth whose files are missing or lie elsewhere.
     """
     ordered = canonical(source)
     organs = read_organs(case, ordered)
     truth = None if case.truth is None else read_truth(case.truth, ordered)
-    scene = _Scene(ordered, body_mask(ordered), organs, truth, direction, case)
+    contrast = direction == contrast_domain
+    scene = _Scene(ordered, body_mask(ordered), organs, truth, contrast, case)
     if not scene.body.any():
         raise CaseError(f"case {case.name}: no voxel of the source is body")
     measured = {name: _measure(canonical(one).hu, scene) for name, one in candidates.items()}
@@ -136,7 +138,7 @@ def _organ_figures(hu: HU, scene: _Scene, organs: Labels) -> Iterator[tuple[Quan
             yield Quantity(f"{organ}, error", "HU", "absolute"), Amount(error)
     spacing_mm = scene.source.spacing_mm
     arteries = artery_region(organs, spacing_mm) & scene.body
-    if scene.direction == 2 and arteries.any():
+    if scene.contrast and arteries.any():
         score = agatston(hu, arteries, spacing_mm)
         yield _SCORE, Amount(score)
         if target is not None:
@@ -164,7 +166,7 @@ def _plaque_figures(hu: HU, scene: _Scene, truth: Truth) -> Iterator[tuple[Quant
         (scene.source.hu, truth.target),
         scene.body,
         spacing_mm,
-        from_hu=CALCIUM_HU[1],
+        from_hu=CALCIUM_HU[False],
         plaque=truth.plaque_share > 0,
     )
     yield _INVENTED, Amount(found)
@@ -181,7 +183,7 @@ def _against_source(hu: HU, scene: _Scene) -> Iterator[tuple[Quantity, Amount]]:
             yield quantity, Amount(body_mae(hu, source, tissue))
     yield _CORRELATION, Amount(gradient_correlation(hu, source, body, spacing_mm))
     if scene.truth is None:
-        before, after = CALCIUM_HU[scene.direction], CALCIUM_HU[other(scene.direction)]
+        before, after = CALCIUM_HU[scene.contrast], CALCIUM_HU[not scene.contrast]
         stay, count = kept(hu, source, body, spacing_mm, from_hu=before)
         if count:
             note = f"{SPECK}, of {before:g} HU or more, {RISE_HU:g} more than round them"
@@ -201,7 +203,7 @@ def _in_region(hu: HU, scene: _Scene, region: Region) -> Iterator[tuple[Quantity
             f"region {region.name}: centre {region.centre_mm} mm, radius {region.radius_mm} mm "
             f"holds no voxel of the source"
         )
-    from_hu = CALCIUM_HU[scene.direction]
+    from_hu = CALCIUM_HU[scene.contrast]
     calcium = inside & (source.hu >= from_hu)
     if not calcium.all(where=inside):
         quantity = Quantity(f"{name}, mean", "HU", "without its calcium")
@@ -211,7 +213,7 @@ def _in_region(hu: HU, scene: _Scene, region: Region) -> Iterator[tuple[Quantity
         note = f"{mm3:.0f} mm3 of {from_hu:g} HU or more in the source"
         quantity = Quantity(f"{name}, calcium", "HU", note)
         yield quantity, Amount(float(hu[calcium].mean()))
-    if scene.direction == 2:
+    if scene.contrast:
         quantity = Quantity(f"{name}, Agatston score", "", "130 HU, 1 mm2, slices to 3 mm")
         yield quantity, Amount(agatston(hu, inside, source.spacing_mm))
 

@@ -122,7 +122,8 @@ def _ms_ssim(a: Tensor, b: Tensor, weights: Sequence[float]) -> float:
     """Contrast and structure at every scale, luminance at the last, each without the border.
 
     torchmetrics' own MS-SSIM (1.9) takes the last scale's mean over the padded border too, which
-    moves it by up to 0.05 on images of this size, away from the definition and from scikit-image.
+    moves it away from the definition and from scikit-image: by 0.0002 at 512 pixels, 0.005 at 112,
+    0.2 where the last scale is hardly larger than its window.
     """
     product, border = 1.0, _KERNEL // 2
     for scale, weight in enumerate(weights, start=1):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ __all__ = [
     "active_channels",
     "effective_components",
     "kl_bound",
+    "kl_estimator",
     "kl_min",
     "kl_monte_carlo",
     "kl_vade",
@@ -199,6 +201,13 @@ KL_ESTIMATORS: dict[str, Callable[[Tensor, Tensor, Mixture], Tensor]] = {
     "vade": kl_vade,
     "min": kl_min,
 }
+_SAMPLING = {"monte_carlo": kl_monte_carlo, "vade": kl_vade}
+
+
+def kl_estimator(name: str, samples: int = 1) -> Callable[[Tensor, Tensor, Mixture], Tensor]:
+    """The estimator of that name; those that sample the posterior take so many samples."""
+    sampling = _SAMPLING.get(name)
+    return KL_ESTIMATORS[name] if sampling is None else partial(sampling, samples=samples)
 
 
 def responsibilities(mean: Tensor, log_var: Tensor, prior: Mixture) -> Tensor:

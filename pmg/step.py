@@ -27,10 +27,10 @@ from pmg.losses import (
 from pmg.model import Critic, Domain, Translator, other
 from pmg.networks import Posterior
 from pmg.prior import (
-    KL_ESTIMATORS,
     Mixture,
     active_channels,
     effective_components,
+    kl_estimator,
     mean_responsibilities,
     responsibilities,
 )
@@ -99,7 +99,7 @@ def generator_loss(
     likelihood = LIKELIHOODS[loss.likelihood]
     adversarial = ADVERSARIAL[loss.adversarial]
     prior = model.prior.mixture()
-    kl = partial(_mean_kl, KL_ESTIMATORS[loss.kl], prior, loss.free_bits)
+    kl = partial(_mean_kl, kl_estimator(loss.kl, loss.kl_samples), prior, loss.free_bits)
 
     q = {i: model.encode(i, x[i], where[i]) for i in _DOMAINS}
     z = {i: q[i].sample(pair.noise[i - 1]) for i in _DOMAINS}

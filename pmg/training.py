@@ -21,7 +21,7 @@ from pmg.step import Outcome, Pair, train_step
 if TYPE_CHECKING:
     from pmg.config import Config
 
-__all__ = ["Training", "averaged_copy", "build_modules", "torch_engines"]
+__all__ = ["Training", "averaged_copy", "build_modules", "compile_networks", "torch_engines"]
 
 
 def build_modules(config: Config) -> tuple[Translator, Critic]:
@@ -38,8 +38,26 @@ def averaged_copy(translator: Translator, config: Config) -> Translator | None:
     return copy.deepcopy(translator).requires_grad_(False)
 
 
+def compile_networks(
+    translator: Translator, critic: Critic, config: Config, backend: str = "inductor"
+) -> None:
+    """Compile the networks in place, if configured; names of parameters stay what they are.
+
+    Not the step: its control flow is Python's, and the mixture works in float64. R1 takes the
+    gradient of a gradient, which compiled networks do not have.
+    """
+    if not config.train.compile:
+        return
+    networks = [*translator.encoders, *translator.generators]
+    if not config.loss.r1:
+        networks += critic.discriminators
+    for network in networks:
+        network.compile(backend=backend)
+
+
 def torch_engines(translator: Translator, critic: Critic, config: Config) -> tuple[Engine, Engine]:
     """Plain torch engines with Adam, for one process."""
+    compile_networks(translator, critic, config)
     optim, train = config.optim, config.train
 
     def engine(module: nn.Module, lr: float) -> TorchEngine:

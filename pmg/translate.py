@@ -352,9 +352,12 @@ def _like(image: Volume, volume: Volume) -> Volume:
 def _parts_like(volume: Volume, reference: Volume) -> Iterator[tuple[slice, NDArray[np.float32]]]:
     """The volume's values on the reference's grid, some slices of it at a time; 0 outside."""
     moved = reorder_like(volume, reference)
-    step = reference.shape[0] if same_grid(moved, reference) else _SLICES
-    for first in range(0, reference.shape[0], step):
-        part = slice(first, first + step)
+    same = same_grid(moved, reference)
+    for first in range(0, reference.shape[0], _SLICES):
+        part = slice(first, first + _SLICES)
+        if same:
+            yield part, moved.hu[part]
+            continue
         affine = reference.affine.copy()
         affine[:3, 3] += affine[:3, 0] * first
         yield part, resample_like(volume, Volume(reference.hu[part], affine), fill=0.0).hu

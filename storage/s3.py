@@ -35,7 +35,8 @@ LOCK_STALE_S = 30.0
 
 _URL = re.compile(r"s3://([a-z0-9][a-z0-9._-]{1,61}[a-z0-9])((?:/[A-Za-z0-9._=+-]+)*)/?")
 _LOCK, _CLOCK = "lock", "lock-clock"
-_RETRIES = 8  # over about 20 seconds
+_RETRIES = 100  # as many as fit: time is what limits them
+_RETRY_S = 60.0  # a server that is restarted, or a node that takes another's place, is back then
 
 
 class S3Place(Place):
@@ -216,7 +217,7 @@ class S3Place(Place):
             client_options=options,
             retry_config={
                 "max_retries": _RETRIES,
-                "retry_timeout": timedelta(seconds=60),
+                "retry_timeout": timedelta(seconds=_RETRY_S),
                 "backoff": {"max_backoff": timedelta(seconds=5)},
             },
         )

@@ -12,7 +12,7 @@ from scipy import stats
 __all__ = ["Advice", "ComponentsRow", "Observed", "advise"]
 
 _LEVEL = 0.05
-_FEWEST = 3  # values of a K before it is compared: of two, a rank test can't be sure
+_FEWEST = 5  # values of a K before it is compared: of fewer, no rank test of several K can be sure
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,8 @@ def advise(observed: Sequence[Observed], *, minimize: bool = True) -> Advice:
     """Compare every K with the one of the best median.
 
     By the two-sided Mann-Whitney test with Holm's correction over all pairs with that K, at 5 %;
-    of those that it can't tell apart the smallest is advised. The test needs no normal values; with
-    three values a K it can't be sure at all, with five or more it can. K with fewer than three
-    trainings are not compared.
+    of those that it can't tell apart the smallest is advised. The test needs no normal values, but
+    five of each K: K with fewer trainings are not compared.
     """
     by_k: dict[int, list[Observed]] = defaultdict(list)
     for one in observed:
@@ -67,7 +66,7 @@ def advise(observed: Sequence[Observed], *, minimize: bool = True) -> Advice:
     compared = [k for k in values if len(values[k]) >= _FEWEST]
     silent = tuple(k for k in values if k not in compared)
     best = None
-    if compared:
+    if len(compared) > 1:
         best = (min if minimize else max)(compared, key=lambda k: statistics.median(values[k]))
     same = _not_worse(values, compared, best)
     rows = tuple(ComponentsRow(k, tuple(values[k]), _effective(by_k[k]), k in same) for k in values)
@@ -108,7 +107,7 @@ def _text(
 ) -> str:
     parts = []
     if advised is None:
-        parts.append("No number of components has enough trainings to compare")
+        parts.append("No two numbers of components have enough trainings to compare")
     else:
         rest = sorted(same - {advised})
         worse = sorted(k for k in values if k not in same and k not in silent)
@@ -117,8 +116,6 @@ def _text(
             parts.append(f"{_listed([advised, *rest])} do not differ, and it is the smallest")
         if worse:
             parts.append(f"{_listed(worse)} {'is' if len(worse) == 1 else 'are'} worse")
-        if not rest and not worse:
-            parts.append("no other was compared")
     if silent:
         parts.append(
             f"{_listed(sorted(silent))} had fewer than {_FEWEST} trainings: nothing is known"

@@ -96,7 +96,7 @@ class PrunerConfig(_Section):
 
     name: Literal["none", "asha", "median", "hyperband"] = "asha"
     factor: Annotated[int, Field(ge=2)] = Field(
-        3, description="of asha and hyperband: one in so many trials passes a rung"
+        4, description="of asha and hyperband: one in so many trials passes a rung"
     )
     startup_trials: Count = Field(4, description="of median: trials that are never ended")
 

@@ -14,7 +14,7 @@ from pmg.calcium import CALCIUM_HU, invented, kept
 from pmg.cases import Truth
 from pmg.distribution import Framed
 from pmg.fidelity import body_mae, gradient_correlation
-from pmg.model import Domain, other
+from pmg.model import Domain
 from pmg.plaques import plaque_contrasts
 from pmg.quantity import Amount
 from pmg.targets import Targets
@@ -78,13 +78,13 @@ def _distance(name: str) -> Callable[[Scene, HU, Volume], Amount | None]:
 
 
 def _calcium_kept(scene: Scene, hu: HU, grid: Volume) -> Amount | None:
-    from_hu = CALCIUM_HU[scene.domain]
+    from_hu = CALCIUM_HU[scene.domain == 2]
     stay, count = kept(hu, scene.source.hu, scene.body, scene.spacing_mm, from_hu=from_hu)
     return Amount(100.0 * stay, count) if count else None
 
 
 def _calcium_invented(scene: Scene, hu: HU, grid: Volume) -> Amount | None:
-    from_hu = CALCIUM_HU[other(scene.domain)]
+    from_hu = CALCIUM_HU[scene.domain == 1]
     known = (scene.source.hu,)
     return Amount(invented(hu, known, scene.body, scene.spacing_mm, from_hu=from_hu))
 

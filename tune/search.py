@@ -234,6 +234,8 @@ def _fit(
         ),
     )
     tuner.fit()
+    if algorithm.running:  # Ray Tune takes Ctrl-C for its own, and returns
+        raise KeyboardInterrupt
 
 
 def _first_points(config: SearchConfig, space: Space) -> Iterator[tuple[str, Values]]:

@@ -77,6 +77,11 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
     ) -> bool:
         return True
 
+    @property
+    def running(self) -> bool:
+        """Whether trials were begun and not ended."""
+        return bool(self._ot_trials)
+
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         for _ in range(_MISFITS):
             trial = self._next()

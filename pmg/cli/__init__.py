@@ -22,10 +22,10 @@ _COMMANDS = {
     "verify": "Read every volume of a store and compare its BLAKE3.",
     "train": "Train a translator on a store, with Ray and DeepSpeed.",
     "tune": "Search the mixture's size and the loss weights, with Ray Tune and Optuna.",
-    "translate": "Translate series to the other domain; DICOM or NIfTI out.",
+    "translate": "Translate series to the other domain; DICOM, NIfTI or OME-Zarr out.",
     "evaluate": "Translate cases, measure them, and write the report.",
     "downstream": "Judge a translation by what a segmentation trained on contrast finds in it.",
-    "export": "Write volumes of a store as DICOM series or NIfTI files, untranslated.",
+    "export": "Write a store's volumes, or a model as safetensors, torch.export or ONNX.",
     "submit": "Run train, ingest, tune, translate or evaluate as a job of a Ray cluster.",
     "job": "List, follow, stop and fetch the jobs of a Ray cluster.",
     "demo": "The whole line on the phantom or on your own series, from DICOM to the report.",
@@ -65,8 +65,8 @@ def refusals() -> Iterator[None]:
     """
     try:
         yield
-    except KeyboardInterrupt:
-        sys.exit(_INTERRUPTED)
+    except KeyboardInterrupt as stopped:
+        sys.exit(getattr(stopped, "code", _INTERRUPTED))  # training's says which signal it was
     except (ValueError, RuntimeError, OSError) as error:
         if type(error) in (ValueError, RuntimeError):
             raise

@@ -15,7 +15,7 @@ from pmg.cli.options import FOLDER, OUT_FOLDER, device_option
 @click.argument("cases", type=FOLDER)
 @click.option("--model", type=FOLDER, required=True, help="a run's folder, or its model folder")
 @click.option("--out", type=OUT_FOLDER, required=True, help="for the table")
-@click.option("--steps", default=600, show_default=True, help="of the segmentation's training")
+@click.option("--steps", default=1500, show_default=True, help="of the segmentation's training")
 @click.option("--seed", default=0, show_default=True, help="of the segmentation's training")
 @device_option
 def command(

@@ -55,8 +55,8 @@ def command(
     CASES holds a folder per case: source/ with a series; where it is known truth/ with
     target.nii.gz, organs.nii.gz (TotalSegmentator's numbers), plaques.nii.gz and plaques.csv on the
     source's grid; where there is none, organs.nii.gz and regions.csv (name,x_mm,y_mm,z_mm,radius_mm
-    in patient coordinates), whose HU are shown before and after, if you have them. Domain 2 is the
-    one with contrast agent.
+    in patient coordinates), whose HU are shown before and after, if you have them. The model's
+    data.contrast_domain, 2 by default, is the one with contrast agent.
 
     OUT gets every translation, report.html and report.png, metrics.csv and .json over all cases
     with intervals over patients, and cases.csv and .json. The source itself stands beside every

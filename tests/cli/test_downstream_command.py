@@ -61,11 +61,11 @@ def test_a_network_trained_on_contrast_finds_more_where_the_image_looks_like_con
     # poor one, but what it makes of the pancreas lies nearer to what the network has seen.
     model = saved(tmp_path / "model", 0.1)
     result, table = downstream(
-        cohort / "labelled", cohort / "test", model, tmp_path / "out", "--steps", 250
+        cohort / "labelled", cohort / "test", model, tmp_path / "out", "--steps", 120
     )
     assert result.exit_code == 0, result.output
     rows = rows_of(table)
-    assert list(rows) == ["pancreas, Dice", "plaque, F1", "plaque, Dice"]
+    assert {"pancreas, Dice", "plaque, F1"} <= rows.keys()
     pancreas = {name: float(value) for name, value in list(rows["pancreas, Dice"].items())[1:]}
     assert pancreas["translated"] > pancreas["untranslated"]
     assert pancreas["difference"] == pytest.approx(

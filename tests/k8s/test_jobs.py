@@ -16,10 +16,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -29,8 +30,9 @@ from test_metrics import expressions
 
 from launch.gauges import GAUGES, LOSS, SKIPPED
 
-sys.path.append(str(K8S.parent / "tests"))
+sys.path += [str(K8S.parent / "tests"), str(K8S.parent / "tests" / "tune")]
 import s3_server
+from postgres_server import find_binaries, postgres_server
 
 pytestmark = [NO_KUBECTL, pytest.mark.long]
 
@@ -134,11 +136,15 @@ def merged(tree: Manifest, over: Manifest) -> dict[str, Any]:
     }
 
 
-def database(held: dict[str, str]) -> Any:
-    """A PostgreSQL server where there is one: its URL, without the password; else a journal."""
-    from contextlib import nullcontext  # noqa: PLC0415
-
-    return nullcontext(None)
+@contextmanager
+def database(held: dict[str, str]) -> Iterator[str | None]:
+    """A PostgreSQL server, where one is installed: its URL, the password apart; else a journal."""
+    if find_binaries() is None:
+        yield None
+        return
+    with postgres_server() as url:
+        held["pmg-postgres/password"] = str(urlsplit(url).password)
+        yield url.replace(f":{urlsplit(url).password}@", "@")
 
 
 def scrape(stack: Stack, ended: threading.Event) -> None:

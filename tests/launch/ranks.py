@@ -80,6 +80,16 @@ def train_together(configs: Sequence[Config], steps: int, folder: Path, ranks: i
     mp.spawn(_train, (ranks, configs, steps, folder), nprocs=ranks)
 
 
+def run_together(function: Callable, folder: Path, *arguments: object, ranks: int = 2) -> None:
+    """function(rank, engines, folder, *arguments) in so many processes, which are one group."""
+    mp.spawn(_run, (ranks, function, folder, arguments), nprocs=ranks)
+
+
+def _run(rank: int, ranks: int, function: Callable, folder: Path, arguments: tuple) -> None:
+    with _group(rank, ranks, folder) as engines:
+        function(rank, engines, folder, *arguments)
+
+
 def _train(rank: int, ranks: int, configs: Sequence[Config], steps: int, folder: Path) -> None:
     with _group(rank, ranks, folder) as engines:
         for number, config in enumerate(configs):

@@ -7,51 +7,59 @@ import torch
 from ranks import train_alone, train_together
 from small_run import make_store, small_config
 
-pytestmark = pytest.mark.slow
-
-STEPS = 6
+STEPS = 10
 PRIOR = {"components": 3, "fit_step": 2, "reseed_every": 2}
+STAGES = (0, 1, 2, 3)
 OPTIONS = {
     "plain": {},
     # Gradients here have norms of tens: this limit cuts them in every step.
     "clipped": {"optim": {"clip": 0.5}},
     "spectral norm": {"discriminator": {"width": 4, "layers": 2, "spectral_norm": True}},
     "gradient penalty": {"loss": {"r1": 100.0, "r1_every": 2}},
+    "accumulated": {"train": {"accumulate": 3}},
+    "optimiser offloaded": {"launch": {"offload": "optimizer"}},
+    "all offloaded": {"launch": {"offload": "parameters"}},
 }
-CASES = [
-    (stage, option)
-    for stage in (0, 1, 2, 3)
-    for option in OPTIONS
-    if (stage, option) != (3, "gradient penalty")  # which the configuration refuses
-]
+REFUSED = {  # by the configuration
+    (3, "gradient penalty"),
+    (0, "optimiser offloaded"),
+    *((stage, "all offloaded") for stage in (0, 1, 2)),
+}
+CASES = [(s, option) for s in STAGES for option in OPTIONS if (s, option) not in REFUSED]
+# The same, as one process of plain torch has it.
+WITHOUT_OFFLOAD = [option for option in OPTIONS if "offloaded" not in option]
+
+
+def config_of(store, stage, option):
+    """The prior is fitted to encodings on the way, and looked after later."""
+    sections = {"prior": PRIOR} | OPTIONS[option]
+    sections["train"] = {"batch": 6} | sections.get("train", {})
+    sections["launch"] = {"zero_stage": stage, "workers": 2} | sections.get("launch", {})
+    return small_config(store, **sections)
 
 
 @pytest.fixture(scope="module")
-def configs(tmp_path_factory):
-    """One for each case; the prior is fitted to encodings on the way, and looked after later."""
-    store = tmp_path_factory.mktemp("parity") / "store"
-    make_store(store)
-    return [
-        small_config(store, launch={"zero_stage": stage}, prior=PRIOR, **OPTIONS[option])
-        for stage, option in CASES
-    ]
+def store(tmp_path_factory):
+    path = tmp_path_factory.mktemp("parity") / "store"
+    make_store(path)
+    return path
 
 
 @pytest.fixture(scope="module")
-def together(configs, tmp_path_factory):
+def together(store, tmp_path_factory):
     folder = tmp_path_factory.mktemp("together")
-    train_together(configs, STEPS, folder)
+    train_together([config_of(store, *case) for case in CASES], STEPS, folder)
     return {case: torch.load(folder / f"{number}.pt") for number, case in enumerate(CASES)}
 
 
 @pytest.fixture(scope="module")
-def alone(configs):
-    return {option: train_alone(configs[CASES.index((0, option))], STEPS)[0] for option in OPTIONS}
+def alone(store):
+    return {
+        option: train_alone(config_of(store, 0, option), STEPS)[0] for option in WITHOUT_OFFLOAD
+    }
 
 
-@pytest.mark.parametrize(("stage", "option"), CASES)
-def test_two_ranks_train_what_one_process_does(stage, option, together, alone):
-    trained, expected = dict(together[stage, option]), alone[option]
+def assert_same(trained, expected, stage):
     # At stage 3 nothing is left whole on a rank, or the test would not see what gathering does.
     everything = [name for name in expected if not name.startswith("averaged.")]
     assert trained.pop("sharded") == (len(everything) if stage == 3 else 0)
@@ -60,6 +68,24 @@ def test_two_ranks_train_what_one_process_does(stage, option, together, alone):
         torch.testing.assert_close(trained[name], value, rtol=0, atol=1e-5, msg=name)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize(("stage", "option"), CASES)
+def test_two_ranks_train_what_one_process_does(stage, option, together, alone):
+    expected = alone[option if option in WITHOUT_OFFLOAD else "plain"]
+    assert_same(dict(together[stage, option]), expected, stage)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_one_and_three_ranks_train_what_one_process_does(ranks, store, alone, tmp_path):
+    configs = [config_of(store, stage, "clipped") for stage in STAGES]
+    train_together(configs, STEPS, tmp_path, ranks)
+    for number, stage in enumerate(STAGES):
+        trained = torch.load(tmp_path / f"{number}.pt")
+        assert_same(trained, alone["clipped"], stage)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["clipped", "spectral norm", "gradient penalty"])
 def test_every_option_matters_here(option, alone):
     name = "critic.discriminators.0.scales.0.first.bias"

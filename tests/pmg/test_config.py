@@ -77,6 +77,7 @@ def test_a_value_out_of_range_is_refused_by_name_with_what_is_allowed(
         (["data.slices=2"], "slices 2 must be odd"),
         (["data.slices=3", "data.patch=[64, 64, 64]"], "slices 3 needs a 2D patch"),
         (["model.architecture=unit"], "latent_channels 16 must be 256 in architecture unit"),
+        (["train.compile=true", "launch.zero_stage=3"], "train.compile true needs launch.zero"),
         (["loss.r1=5", "launch.zero_stage=3"], "loss.r1 5.0 needs launch.zero_stage 0, 1 or 2"),
         (["train.batch=15"], "train.batch 15 must be a multiple of launch.workers 2"),
         (["train.log_every=7"], "checkpoint_every 500 must be a multiple of log_every 7"),

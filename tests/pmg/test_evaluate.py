@@ -183,6 +183,17 @@ def test_without_contrast_the_score_of_the_arteries_is_measured(phantom):
     assert "Agatston score" not in figures(evaluated(phantom, phantom.source, direction=1))
 
 
+def test_what_contrast_decides_follows_the_domain_that_has_it(phantom):
+    organs = phantom.organs.hu.copy()
+    organs[:, 15:30, 18:34] = 52
+    write_nifti(Volume(organs, phantom.organs.affine), phantom.folder / "truth" / "organs.nii.gz")
+    with_contrast = evaluated(phantom, phantom.target, direction=2)
+    assert "Agatston score" in figures(with_contrast)
+    assert evaluated(phantom, phantom.target, direction=1, contrast_domain=1) == with_contrast
+    without = evaluated(phantom, phantom.target, direction=1)
+    assert evaluated(phantom, phantom.target, direction=2, contrast_domain=1) == without
+
+
 def test_a_source_in_any_order_of_axes_has_the_same_figures(phantom):
     straight = figures(evaluated(phantom, phantom.target))
 

@@ -18,9 +18,9 @@ from pmg.engine import TorchEngine
 from pmg.model import Critic, Translator
 from pmg.networks import Posterior
 from pmg.patches import to_pair
-from pmg.prior import Mixture
+from pmg.prior import Mixture, kl_monte_carlo, kl_vade
 from pmg.step import Pair, train_step
-from pmg.training import torch_engines
+from pmg.training import compile_networks, torch_engines
 
 CPU = torch.device("cpu")
 TERMS = {
@@ -280,6 +280,34 @@ def test_a_step_of_every_preset_is_that_of_the_equations(preset):
     assert_gradients_are_those_of(total_d, critic, stepped_critic, clip)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("r1", [0.0, 5.0])
+def test_a_compiled_step_is_the_step(r1):
+    # Captured and differentiated as on a GPU; what writes machine code takes minutes on a CPU.
+    config = tiny_config(
+        model={"blocks": 1}, discriminator={"scales": 1}, train={"compile": True}, loss={"r1": r1}
+    )
+    translator, critic, pair = prepared(config)
+    eager = config.model_copy(update={"train": config.train.model_copy(update={"compile": False})})
+    terms, *stepped = step_on_copies(eager, translator, critic, pair)
+    compile_networks(translator, critic, config, backend="aot_eager")
+    expected = {name: p.clone() for name, p in translator.named_parameters()}
+    engines = torch_engines(translator, critic, eager)
+    other_terms = train_step(*engines, pair, 0, eager).terms
+    for name, value in terms.items():
+        assert other_terms[name].item() == pytest.approx(value.item(), rel=1e-4, abs=1e-5), name
+    for one, other in zip(stepped, (translator, critic), strict=True):
+        assert one.state_dict().keys() == other.state_dict().keys()
+        for name, parameter in one.named_parameters():
+            if parameter.grad is not None:
+                error = (other.get_parameter(name).grad - parameter.grad).abs().max()
+                assert error <= 1e-4 * max(1, parameter.grad.abs().max()), name
+    assert any(not torch.equal(p, expected[n]) for n, p in translator.named_parameters())
+    networks = [*translator.encoders, *translator.generators]
+    assert all(network._compiled_call_impl is not None for network in networks)
+    assert all((d._compiled_call_impl is None) == (r1 > 0) for d in critic.discriminators)
+
+
 @pytest.mark.parametrize(("step", "kl_scale"), [(0, 0.1), (4, 0.5), (9, 1.0), (50, 1.0)])
 def test_warm_up_raises_the_weight_of_every_kl_to_one(step, kl_scale):
     config = tiny_config(loss={"kl_warmup_steps": 10, "lambda_kl": 1.0, "lambda_cycle_kl": 2.0})
@@ -314,6 +342,29 @@ def test_every_term_is_reported_by_its_name(estimator):
     assert 0 <= terms["latent.active_channels"] <= 1
     shares = [terms[f"prior.responsibility{k}"].item() for k in (1, 2, 3)]
     assert sum(shares) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "estimator"), [("monte_carlo", kl_monte_carlo), ("vade", kl_vade)]
+)
+def test_estimators_that_sample_take_as_many_samples_as_asked(name, estimator):
+    config = tiny_config(loss={"kl": name, "kl_samples": 7, "kl_warmup_steps": 0})
+    translator, critic, pair = prepared(config)
+    torch.manual_seed(11)
+    terms, *_ = step_on_copies(config, translator, critic, pair)
+    q = {i: translator.encode(i, pair.x[i], pair.where[i]) for i in (1, 2)}
+    torch.manual_seed(11)
+    values = []
+    for i in (1, 2):
+        j = 3 - i
+        x_ij = translator.decode(j, q[i].sample(pair.noise[i - 1]), pair.where[i])
+        q_cycle = translator.encode(j, x_ij, pair.where[i])
+        values += [
+            estimator(one.mean, one.log_var, translator.prior.mixture(), samples=7).mean()
+            for one in (q[i], q_cycle)
+        ]
+    got = [terms[term] for i in (1, 2) for term in (f"vae{i}.kl", f"cycle{i}.kl_translated")]
+    torch.testing.assert_close(torch.stack(got), torch.stack(values).detach(), rtol=1e-4, atol=1e-4)
 
 
 def test_the_change_of_hu_is_a_term_only_where_it_is_weighed():

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -238,3 +242,28 @@ def test_one_sample_has_no_spread_and_is_refused():
 def test_a_volume_without_body_stays_as_it_is():
     air = Volume(np.full((6, 40, 40), -1000, np.int16), affine(*GRID_MM))
     np.testing.assert_array_equal(translator(config()).translate(air).hu, air.hu)
+
+
+_MEASURED = """
+import sys, numpy as np, torch
+sys.path.insert(0, {here!r})
+from test_translate import config, translator, affine
+from storage.volume import Volume
+torch.set_num_threads(1)
+_, y, x = np.indices((1, 128, 160))
+plane = np.where(((y - 64) / 52) ** 2 + ((x - 80) / 66) ** 2 < 1, 40, -1000)
+for slices in (16, 40, 200):
+    hu = np.repeat(plane.astype(np.int16), slices, axis=0)
+    translator(config(tile=(512, 512), batch=1)).translate(Volume(hu, affine(4.0, 3.0, 3.0)))
+    with open("/proc/self/status") as file:
+        peak = dict(line.split(":", 1) for line in file)["VmHWM"]
+    print(int(peak.split()[0]) * 1024 / (128 * 160))
+"""
+
+
+def test_every_slice_more_needs_the_volumes_own_memory_and_nothing_of_the_networks():
+    code = _MEASURED.format(here=str(Path(__file__).parent))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    _, some, many = (float(line) for line in done.stdout.split())
+    # Bytes a voxel: 2 of the source, 2 of the result, 4 of the change, the rest to find the body.
+    assert (many - some) / (200 - 40) < 26

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import optuna
@@ -64,7 +65,7 @@ def arguments(file: Path, out: Path, *more: str) -> list[str]:
 
 
 def finish(command: list[str], expected: int = 0) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=540)
     assert done.returncode == expected, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -88,12 +89,13 @@ class Killed:
     def __exit__(self, *error: object) -> None:
         own = psutil.Process(self.process.pid) if self.process.poll() is None else None
         for one in [] if own is None else [*own.children(recursive=True), own]:
-            one.kill()
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
         self.process.wait()
         self._log.close()
 
     def wait_for(self, condition, what: str) -> None:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 480
         while not condition():
             assert self.process.poll() is None, Path(self._log.name).read_text()
             assert time.monotonic() < deadline, what
@@ -179,7 +181,7 @@ def test_a_killed_driver_and_a_killed_worker_cost_no_trial(store, tmp_path):
         )
         (worker, *_) = search.descendants("RayTrainWorker")
         worker.kill()
-        assert search.process.wait(280) == 0, (tmp_path / "log2").read_text()
+        assert search.process.wait(540) == 0, (tmp_path / "log2").read_text()
     assert_whole(out, 3, steps)
     begun = [first_steps(out / "trials" / f"trial_{number:04d}") for number in (0, 1)]
     for lives in begun:
@@ -213,7 +215,7 @@ def test_trials_that_fill_a_cluster_do_not_wait_for_each_other_and_a_dead_node_c
         with Killed(search, tmp_path / "log", RAY_ADDRESS=cluster.address) as one:
             one.wait_for(lambda: len(saved(out)) == 2, "two trials at once saved nothing")
             cluster.remove_node(lost, allow_graceful=False)
-            assert one.process.wait(280) == 0, (tmp_path / "log").read_text()
+            assert one.process.wait(540) == 0, (tmp_path / "log").read_text()
     finally:
         cluster.shutdown()
     assert_whole(out, 3, steps)
