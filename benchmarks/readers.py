@@ -25,10 +25,11 @@ from storage.sampling import PairSampler
 from storage.store import Store
 from storage.stream import Batch, PatchStream
 
-__all__ = ["BATCH", "READERS", "REUSE", "Reader", "Seen", "stream_batches"]
+__all__ = ["BATCH", "LARGE", "READERS", "REUSE", "Reader", "Seen", "stream_batches"]
 
 BATCH = 32
 REUSE = 16
+LARGE = 2**19  # voxels of a patch from which on fewer are in memory at once
 
 
 @dataclass(frozen=True)
@@ -226,7 +227,7 @@ def _whole(cohort: Cohort, patch: Index) -> float:
 
 def _sampler(store: Store, patch: Index, seed: int) -> PairSampler:
     # Four batches, or one of large patches: several such streams share this machine's memory.
-    pool = 2 * BATCH if np.prod(patch) < 2**19 else BATCH // 2
+    pool = 2 * BATCH if np.prod(patch) < LARGE else BATCH // 2
     return PairSampler(store.rows, seed=seed, patch_shape=patch, pool=pool, patches_per_visit=REUSE)
 
 

@@ -34,7 +34,7 @@ import numpy as np
 
 from benchmarks.cohort import Cohort, add_format, make_cohort
 from benchmarks.demo_wait import report_wait
-from benchmarks.readers import BATCH, READERS, Seen
+from benchmarks.readers import BATCH, LARGE, READERS, Seen
 from benchmarks.remote import report_remote
 from benchmarks.start_up import report_start_up
 
@@ -59,8 +59,6 @@ _ASKED: dict[str, tuple[tuple[str, str, float], ...]] = {
 _ASKED_OF_ALL = (("stream, cohort in memory", "MONAI CacheDataset", 1),)
 # The same of voxels decoded, beside the same chunks decoded from memory into one buffer.
 _BARE, _ASKED_OF_BARE = "blosc decode, bytes in memory (limit)", 0.7
-# Readers of larger patches run one after the other: together they would need more than 20 GB.
-_LARGE = 2**19  # voxels
 
 
 def main() -> None:
@@ -101,7 +99,8 @@ def main() -> None:
 
 def _compare(cohort: Cohort, names: Sequence[str], text: str, seconds: float, rounds: int) -> None:
     patch = _shape(text)
-    together = [[name] for name in names] if np.prod(patch) >= _LARGE else [names]
+    # Readers of large patches run one after the other: together they need more than 20 GB.
+    together = [[name] for name in names] if np.prod(patch) >= LARGE else [names]
     rates: dict[str, list[tuple[Pace, Pace]]] = {}
     seen: dict[str, list[Seen]] = {}
     for some in together:
@@ -231,7 +230,8 @@ def _pace(processes: Sequence[_Process], seconds: float) -> Pace:
 def _serve(name: str, cohort: Cohort, patch: Index, seed: int, pipe: Connection) -> None:
     reader = READERS[name]
     batches = reader.open(cohort, patch, seed)
-    for _ in range(reader.warm_up):
+    pools = 1 if np.prod(patch) >= LARGE else 4  # batches in the stream's pool
+    for _ in range(-(-reader.warm_up * pools // 4)):
         next(batches)
     pipe.send("ready")
     while True:

@@ -77,7 +77,7 @@ def test_beyond_the_old_voxels_is_air() -> None:
 def test_every_row_is_a_weighted_mean(sigma: float) -> None:
     axis = axis_between(30, np.linspace(-2, 32, 50), sigma)
     np.testing.assert_allclose(axis.weights.sum(axis=1), axis.inside, atol=1e-6)
-    assert (axis.weights >= 0).all()
+    assert axis.weights.min() >= 0
 
 
 def test_slightly_turned_axes_are_interpolated_at_their_true_places() -> None:
