@@ -21,6 +21,7 @@ BATCH = 8
 CONFIG = tiny_config(
     # A linear window: HU are then hundreds of intensities.
     data={"low_hu": -100, "high_hu": 100, "centre_hu": 0, "scale_hu": 1e6},
+    model={"position": False},
     prior={"components": 3, "fit_step": 20, "reseed_every": 25},
     loss={"lambda_kl": 0.1, "lambda_cycle_kl": 0.1},
     optim={"lr": 1e-3, "schedule": "constant", "weight_decay": 0.0},
