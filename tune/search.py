@@ -229,6 +229,8 @@ def _fit(
         run_config=ray.tune.RunConfig(
             name=f"ray-{name}",
             storage_path=str(folder.root),
+            # A trial's run has checkpoints of its own, from which every attempt goes on.
+            checkpoint_config=ray.tune.CheckpointConfig(checkpoint_at_end=False),
             failure_config=ray.tune.FailureConfig(max_failures=config.resources.attempts - 1),
             verbose=0,
         ),

@@ -163,9 +163,11 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        trial = self._ot_trials.pop(trial_id, None)
-        if trial is None:
+        if trial_id not in self._ot_trials:
             return
+        if result and not error:  # the last one, of which Ray Tune tells nobody else
+            self.take(trial_id, result)
+        trial = self._ot_trials.pop(trial_id)
         place = TrialFolder(Path(trial.user_attrs["run"]))
         workers = self._range.base.launch.workers
         trial.set_user_attr("worker_seconds", place.worked_s() * workers)
