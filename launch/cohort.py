@@ -86,7 +86,10 @@ def over_cluster(
         fn_constructor_args=(pickle.dumps(start), share.cpus),
         batch_size=1,
         batch_format="numpy",
-        concurrency=(1, min(share.room(), len(rows))),
+        # One at a time: what waits at an actor dies with it, as often as the item in work.
+        compute=ray.data.ActorPoolStrategy(
+            min_size=1, max_size=min(share.room(), len(rows)), max_tasks_in_flight_per_actor=1
+        ),
         num_cpus=share.cpus,
         num_gpus=share.gpus,
         memory=share.memory_bytes,
