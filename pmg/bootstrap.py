@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,8 +21,8 @@ def interval(totals: Sequence[float], counts: Sequence[float]) -> tuple[float, f
     """The 95 % interval of sum(totals) / sum(counts), one of each for every subject.
 
     Percentiles over 2000 draws of the subjects with replacement, by a fixed seed, so that all
-    things of one subject stay together. None for fewer than two subjects or values that are not
-    finite.
+    things of one subject stay together. None for fewer than two subjects, for values that are not
+    finite, and where so many subjects count nothing that a draw may have nothing to divide by.
     """
     return _percentiles(
         [totals, counts],
@@ -52,15 +53,18 @@ def _percentiles(
     arrays = [np.asarray(values, float) for values in of_subjects]
     if len(arrays[0]) < 2 or not all(np.isfinite(values).all() for values in arrays):
         return None
-    result = stats.bootstrap(
-        arrays,
-        figure,
-        paired=True,
-        vectorized=True,
-        n_resamples=RESAMPLES,
-        confidence_level=LEVEL,
-        method="percentile",
-        rng=np.random.default_rng(_SEED),
-    )
-    low, high = result.confidence_interval
-    return float(low), float(high)
+    with np.errstate(invalid="ignore"), warnings.catch_warnings():
+        # 0 / 0 in a draw, which leaves no interval
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        result = stats.bootstrap(
+            arrays,
+            figure,
+            paired=True,
+            vectorized=True,
+            n_resamples=RESAMPLES,
+            confidence_level=LEVEL,
+            method="percentile",
+            rng=np.random.default_rng(_SEED),
+        )
+    low, high = map(float, result.confidence_interval)
+    return (low, high) if np.isfinite([low, high]).all() else None

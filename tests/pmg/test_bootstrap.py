@@ -44,5 +44,10 @@ def test_one_subject_or_an_infinite_figure_has_none():
     assert interval([3.0, np.inf], [1, 1]) is None
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_figure_that_a_draw_of_the_subjects_may_not_have_has_none():
+    assert interval([0.0, 0.0, 1.0], [0, 0, 1]) is None
+
+
 def test_subjects_that_agree_have_an_interval_without_width():
     assert interval([7.0, 7.0, 7.0], [1, 1, 1]) == (7.0, 7.0)
