@@ -56,4 +56,7 @@ def test_two_then_one_then_three_workers_train_what_one_process_does(stage, alon
     (expected, expected_losses), (ends, losses) = alone, resumed
     torch.testing.assert_close(losses[stage], expected_losses, rtol=1e-4, atol=0)
     for name, value in expected.items():
-        torch.testing.assert_close(ends[stage][name], value, rtol=0, atol=1e-5, msg=name)
+        # Adam makes steps of size lr of what rounds differently when a batch is summed by ranks:
+        # at most a fifth of one such step after twelve. The stages sum alike.
+        torch.testing.assert_close(ends[stage][name], value, rtol=0, atol=2e-4, msg=name)
+        torch.testing.assert_close(ends[stage][name], ends[0][name], rtol=0, atol=1e-6, msg=name)
