@@ -12,6 +12,8 @@ from storage.place import Place
 _numbers = itertools.count()
 
 
+# First, since xdist takes the groups when its turn comes.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Which tests one process of pytest-xdist runs: those of a file, which share its fixtures; all
     that start Ray, so that there is one cluster at a time."""
