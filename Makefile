@@ -3,12 +3,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Tests run in this many processes at once; 0 is in pytest's own.
-PROCESSES ?= 2
-TOGETHER := -n $(PROCESSES) --dist loadgroup --no-loadscope-reorder
 PIP := $(BIN)/pip --disable-pip-version-check
 
-.PHONY: demo demo-real test quick check lock clean
+.PHONY: demo demo-real test test-alone test-with-ray quick check lock clean
 
 demo: $(VENV)/.runs  ## the whole line on a phantom: DICOM to report, about 12 minutes
 	$(BIN)/pmg demo --out demo
@@ -17,8 +14,15 @@ demo-real: $(VENV)/.runs $(VENV)/.real  ## the same on four real chest CT series
 	$(BIN)/pmg demo --real --out demo-real
 
 test: $(VENV)/.develops $(VENV)/.real $(VENV)/.scans  ## every test
-	$(BIN)/python -m pytest $(TOGETHER) -m "not long"
-	$(BIN)/python -m pytest $(TOGETHER) -m long
+	$(MAKE) --jobs 2 test-alone test-with-ray
+	$(BIN)/python -m pytest -m long
+
+# Two at once, for one with Ray waits a lot; but never two with Ray, where each has two cores in mind.
+test-alone:
+	$(BIN)/python -m pytest -m "not long" tests/storage tests/pmg tests/benchmarks
+
+test-with-ray:
+	$(BIN)/python -m pytest -m "not long" tests/launch tests/tune tests/k8s tests/cli
 
 quick: $(VENV)/.develops  ## the tests that neither train nor start Ray
 	$(BIN)/python -m pytest -m "not slow and not long and not real"
