@@ -19,7 +19,7 @@ test: $(VENV)/.develops $(VENV)/.real $(VENV)/.scans  ## every test
 
 # Two at once, for one with Ray waits a lot; but never two with Ray, where each has two cores in mind.
 test-alone:
-	$(BIN)/python -m pytest -m "not long" tests/storage tests/pmg tests/benchmarks
+	$(BIN)/python -m pytest -m "not long" tests/pmg tests/benchmarks tests/storage
 
 test-with-ray:
 	$(BIN)/python -m pytest -m "not long" tests/launch tests/tune tests/k8s tests/cli

@@ -45,7 +45,7 @@ def run(tmp_path):
 
 @pytest.mark.parametrize("page", ["README.md", "docs/translate.md"])
 def test_the_lines_of_the_documentation_work(run, page):
-    text = (ROOT / page).read_text()
+    text = (ROOT / page).read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?load_model.*?)```", text, re.DOTALL)
     subprocess.run([sys.executable, "-c", code], cwd=run, check=True, timeout=120)
     before = sitk.ReadImage(str(run / "scan.nii.gz"))
@@ -85,7 +85,7 @@ def test_a_configuration_that_asks_to_run_code_is_refused(run, tag):
         load_model(run / "run")
     assert not sprung.exists()
     if "apply" in tag:
-        yaml.unsafe_load(trap.read_text())
+        yaml.unsafe_load(trap.read_text(encoding="utf-8"))
         assert sprung.exists()  # it was a trap
 
 
