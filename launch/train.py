@@ -35,7 +35,7 @@ from storage.stream import open_stream
 if TYPE_CHECKING:
     from launch.worker import Observer
 
-__all__ = ["Stopped", "TrainingFailed", "train", "trainer", "with_store"]
+__all__ = ["InThread", "Stopped", "TrainingFailed", "train", "trainer", "with_store"]
 
 
 class Stopped(KeyboardInterrupt):
@@ -104,7 +104,7 @@ def _fit(config: Config, folder: RunFolder, console: Console, *, force: bool) ->
         f"{_backend(config)} between the workers, {nodes} {'node' if nodes == 1 else 'nodes'}"
     )
     tail = MetricsTail(folder)
-    fit = _InThread(trainer(config, folder, force=force).fit)
+    fit = InThread(trainer(config, folder, force=force).fit)
     with _stop_on_interrupt(folder, tail, console):
         follow(
             tail.new,
@@ -210,8 +210,8 @@ def _work(arguments: dict[str, Any]) -> None:
     train_worker(arguments, laps)
 
 
-class _InThread(threading.Thread):
-    """A call on another thread, which leaves the main one free for progress and Ctrl-C."""
+class InThread(threading.Thread):
+    """A call on another thread, which leaves this one free for progress and Ctrl-C."""
 
     def __init__(self, call: Callable[[], object]) -> None:
         super().__init__(daemon=True)

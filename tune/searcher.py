@@ -70,7 +70,7 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         Path(checkpoint_path).touch()
 
     def restore(self, checkpoint_path: str) -> None:
-        raise NotImplementedError("a search goes on from its study, not from Ray Tune's copy")
+        raise RuntimeError("a search goes on from its study, not from Ray Tune's copy")
 
     def set_search_properties(
         self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ import ray.tune
 from launch import checkpoint
 from launch.failure import cause
 from launch.run_folder import RunFolder
-from launch.train import trainer
+from launch.train import InThread, trainer
 from pmg.config import Config, load_config
 from tune.judge import Judge
 
@@ -93,7 +91,7 @@ class TrialRun(ray.tune.Trainable):  # type: ignore[misc]
         found = checkpoint.newest(run.checkpoints)
         done = found is not None and found.step >= self._steps
         fit = trainer(settings, run, self._folder.judge()).fit
-        self._fit = _InThread((lambda: None) if done else fit)
+        self._fit = InThread((lambda: None) if done else fit)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next trial, which saves the start of a process."""
@@ -146,19 +144,3 @@ class TrialRun(ray.tune.Trainable):  # type: ignore[misc]
             "seconds": record["seconds"],
             "worker_seconds": self._folder.worked_s() * self._workers,
         }
-
-
-class _InThread(threading.Thread):
-    """A call on another thread, so that this one can follow what it writes."""
-
-    def __init__(self, call: Callable[[], object]) -> None:
-        super().__init__(daemon=True)
-        self._call = call
-        self.error: BaseException | None = None
-        self.start()
-
-    def run(self) -> None:
-        try:
-            self._call()
-        except BaseException as error:
-            self.error = error
