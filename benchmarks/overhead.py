@@ -36,6 +36,8 @@ from benchmarks.head import head_node
 from launch.run_folder import RunFolder
 from pmg.config import Config
 
+__all__ = ["WORKERS", "config_of", "workers_of"]
+
 WORKERS = 2
 NAMES = {
     "ddp": "torchrun, DDP",
@@ -79,7 +81,7 @@ def under_ray(config: Path, skip: int, run: Path) -> dict[str, Any]:
     used: list[tuple[int, float]] = []  # step, CPU seconds of all workers
     while process.poll() is None:
         if last := list(folder.read_metrics())[-1:]:
-            seconds = sum(map(_cpu_seconds, _workers(process.pid)))
+            seconds = sum(map(_cpu_seconds, workers_of(process.pid)))
             used.append((last[0]["step"], seconds))
         time.sleep(0.2)
     if process.returncode:
@@ -101,7 +103,8 @@ def _spans(records: Sequence[Mapping[str, Any]], skip: int) -> list[tuple[int, M
     return list(zip([skip, *(r["step"] for r in records)], records, strict=False))
 
 
-def _workers(driver: int) -> list[psutil.Process]:
+def workers_of(driver: int) -> list[psutil.Process]:
+    """The processes of a run's workers."""
     found = []
     for one in psutil.Process(driver).children(recursive=True):
         try:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 import ray
@@ -21,8 +21,8 @@ from rich.console import Console
 
 from launch import checkpoint
 from launch.cluster import cluster
+from launch.entry import enter
 from launch.failure import cause
-from launch.laps import Laps
 from launch.progress import follow
 from launch.run_folder import MetricsTail, RunBusy, RunFolder
 from launch.run_report import write_guide, write_run_report
@@ -159,11 +159,14 @@ def trainer(
     config: as `with_store` gives it.
     """
     launch = config.launch
+    # Ray looks after its workers every 2 s else, of which a killed one costs half; sent along with
+    # the run to whatever cluster it uses.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
     resources = {"CPU": launch.cpus_per_worker}
     if launch.gpus_per_worker:
         resources["GPU"] = launch.gpus_per_worker
     return TorchTrainer(
-        _work,
+        enter,
         train_loop_config={
             "config": config.model_dump(mode="json"),
             "run": str(folder.root),
@@ -198,16 +201,6 @@ def _workers(launch: LaunchConfig) -> int | tuple[int, int]:
 def _backend(config: Config) -> str:
     """NCCL knows GPUs only."""
     return "nccl" if config.launch.gpus_per_worker else "gloo"
-
-
-def _work(arguments: dict[str, Any]) -> None:
-    if not arguments["config"]["launch"]["gpus_per_worker"]:
-        os.environ["DS_ACCELERATOR"] = "cpu"  # read when DeepSpeed is imported
-    laps = Laps(arguments["asked_unix_s"])
-    with laps.of("imports"):
-        from launch.worker import train_worker  # noqa: PLC0415  DeepSpeed is for workers alone
-
-    train_worker(arguments, laps)
 
 
 class InThread(threading.Thread):

@@ -109,11 +109,12 @@ def _train(
         tracking(config, folder, training.step) as tracker,
     ):
         _log.info(
-            "from step %d to %d, %d ranks; the stream takes up to %d MiB",
+            "from step %d to %d, %d ranks; the stream takes up to %d MiB; until here %s",
             training.step,
             config.train.steps,
             world_size,
             stream.memory_bound_bytes >> 20,
+            ", ".join(f"{name} {seconds:.2f} s" for name, seconds in laps.seconds().items()),
         )
         saver.on_sealed = tracker.saved
         with watchdog(folder.stacks(rank), config.launch.hang_s) as alive:
