@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
+
+import ray.train
 
 from launch.run_folder import RunFolder
 
-__all__ = ["cause", "recorded", "worker_log"]
+__all__ = ["EndForGood", "cause", "recorded", "worker_log"]
 
 # A lost peer, a time-out, a full device, a file system that hesitates: Ray restarts the workers.
 # All else (a damaged store, losses that are not finite, a wrong setting) would come again.
@@ -53,6 +57,26 @@ def recorded(folder: RunFolder, rank: int) -> Iterator[None]:
             except FileExistsError:
                 pass
         raise
+
+
+class EndForGood(ray.train.UserCallback):  # type: ignore[misc]  # Ray has no types
+    """Ends a run where Ray's controller would start workers anew into a recorded error.
+
+    What a callback raises ends the run with its workers (ray 2.60); and the driver ends after
+    them, when nothing waits for the cluster any more. Ray's library crashes a driver that leaves
+    the cluster while another of its threads waits there.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+
+    def after_exception(
+        self, run_context: Any, worker_exceptions: Mapping[int, BaseException]
+    ) -> None:
+        # Ranks that wait for a failed one don't leave their process group: no half a minute for it.
+        os.environ["TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S"] = "3"
+        if self._folder.failure.exists():
+            raise RuntimeError(f"no restart cures {self._folder.failure}")
 
 
 def cause(error: BaseException) -> str:

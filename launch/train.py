@@ -22,7 +22,7 @@ from rich.console import Console
 from launch import checkpoint
 from launch.cluster import cluster
 from launch.entry import enter
-from launch.failure import cause
+from launch.failure import EndForGood, cause
 from launch.progress import follow
 from launch.run_folder import MetricsTail, RunBusy, RunFolder
 from launch.run_report import write_guide, write_run_report
@@ -106,12 +106,7 @@ def _fit(config: Config, folder: RunFolder, console: Console, *, force: bool) ->
     tail = MetricsTail(folder)
     fit = InThread(trainer(config, folder, force=force).fit)
     with _stop_on_interrupt(folder, tail, console):
-        follow(
-            tail.new,
-            config.train.steps,
-            lambda: fit.is_alive() and not folder.failure.exists(),
-            console,
-        )
+        follow(tail.new, config.train.steps, fit.is_alive, console)
         told = folder.stop_request.read_text() if folder.stop_request.exists() else None
     if folder.failure.exists():
         # The cause in its first line, then the worker's traceback.
@@ -185,6 +180,7 @@ def trainer(
             name="ray",
             storage_path=str(folder.root),
             failure_config=ray.train.FailureConfig(max_failures=launch.max_failures),
+            callbacks=[EndForGood(folder)],
         ),
     )
 

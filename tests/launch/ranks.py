@@ -15,6 +15,7 @@ import torch.multiprocessing as mp
 
 from launch.run_folder import RunFolder
 from pmg.config import Config
+from pmg.engine import TorchEngine
 from pmg.training import Training, averaged_copy, build_modules, torch_engines
 from storage.store import Store
 from storage.stream import open_stream
@@ -22,8 +23,11 @@ from storage.stream import open_stream
 CPU = torch.device("cpu")
 
 
-def start(config: Config, engines: Callable) -> Training:
-    """A training whose every parameter matters: fresh, zero layers would hide the others."""
+def start(config: Config, engines: Callable, eps: float | None = None) -> Training:
+    """A training whose every parameter matters: fresh, zero layers would hide the others.
+
+    eps: of Adam, where not its own.
+    """
     modules = build_modules(config)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -32,7 +36,12 @@ def start(config: Config, engines: Callable) -> Training:
                 noise = torch.randn(parameter.shape, generator=generator)
                 parameter.add_(0.3 * parameter.std(correction=0) * noise + 0.02 * noise)
     averaged = averaged_copy(modules[0], config)
-    return Training(config, *engines(*modules, config), device=CPU, averaged=averaged)
+    training = Training(config, *engines(*modules, config), device=CPU, averaged=averaged)
+    for engine in (training.translator, training.critic) if eps is not None else ():
+        adam = engine.optimizer if isinstance(engine, TorchEngine) else engine._adam
+        for group in adam.param_groups:
+            group["eps"] = eps
+    return training
 
 
 def advance(training: Training, steps: int, rank: int = 0, world_size: int = 1) -> list[float]:
@@ -64,20 +73,24 @@ def parameters(training: Training) -> dict[str, torch.Tensor]:
     }
 
 
-def train_alone(config: Config, steps: int) -> tuple[dict[str, torch.Tensor], list[float]]:
+def train_alone(
+    config: Config, steps: int, eps: float | None = None
+) -> tuple[dict[str, torch.Tensor], list[float]]:
     """What one process of plain torch trains, and its loss at every step."""
     torch.set_num_threads(1)
-    training = start(config, torch_engines)
+    training = start(config, torch_engines, eps)
     losses = advance(training, steps)
     return parameters(training), losses
 
 
-def train_together(configs: Sequence[Config], steps: int, folder: Path, ranks: int = 2) -> None:
+def train_together(
+    configs: Sequence[Config], steps: int, folder: Path, ranks: int = 2, eps: float | None = None
+) -> None:
     """So many processes train one configuration after the other; `folder/ITS_NUMBER.pt` has each.
 
     That is a dictionary of parameters, and of `sharded`: how many a rank did not have in full.
     """
-    mp.spawn(_train, (ranks, configs, steps, folder), nprocs=ranks)
+    mp.spawn(_train, (ranks, configs, steps, folder, eps), nprocs=ranks)
 
 
 def run_together(function: Callable, folder: Path, *arguments: object, ranks: int = 2) -> None:
@@ -90,10 +103,17 @@ def _run(rank: int, ranks: int, function: Callable, folder: Path, arguments: tup
         function(rank, engines, folder, *arguments)
 
 
-def _train(rank: int, ranks: int, configs: Sequence[Config], steps: int, folder: Path) -> None:
+def _train(
+    rank: int,
+    ranks: int,
+    configs: Sequence[Config],
+    steps: int,
+    folder: Path,
+    eps: float | None,
+) -> None:
     with _group(rank, ranks, folder) as engines:
         for number, config in enumerate(configs):
-            training = start(config, engines)
+            training = start(config, engines, eps)
             advance(training, steps, rank, ranks)
             _keep(training, rank, folder / f"{number}.pt")
 

@@ -33,8 +33,12 @@ def command(store, run: Path, **sections) -> list[str]:
     return [sys.executable, "-m", "launch.train", "--config", str(file), "--run", str(run)]
 
 
-def finish(arguments: list[str], expected: int = 0) -> subprocess.CompletedProcess:
-    done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=300)
+def finish(
+    arguments: list[str], expected: int = 0, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess:
+    done = subprocess.run(
+        arguments, capture_output=True, text=True, check=False, timeout=300, env=environment
+    )
     assert done.returncode == expected, done.stdout + done.stderr
     return done
 
@@ -42,11 +46,13 @@ def finish(arguments: list[str], expected: int = 0) -> subprocess.CompletedProce
 class Started:
     """A run in a process group of its own, as a terminal starts it."""
 
-    def __init__(self, arguments: list[str], folder: RunFolder) -> None:
+    def __init__(
+        self, arguments: list[str], folder: RunFolder, environment: dict[str, str] | None = None
+    ) -> None:
         self._folder = folder
         self._before = len(self._lines())
         self._process = subprocess.Popen(
-            arguments, start_new_session=True, stdout=subprocess.PIPE, text=True
+            arguments, start_new_session=True, stdout=subprocess.PIPE, text=True, env=environment
         )
         self._own = psutil.Process(self._process.pid)
 
@@ -56,7 +62,7 @@ class Started:
     def __exit__(self, *error: object) -> None:
         """Leave nothing behind of a run that a failed test did not end."""
         if self._own.is_running():
-            for process in [*self._own.children(recursive=True), self._own]:
+            for process in [*self.processes(), self._own]:
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
             self._process.wait()
@@ -72,9 +78,12 @@ class Started:
             assert time.monotonic() < deadline, f"{count} records were not written"
             time.sleep(0.05)
 
+    def processes(self) -> list[psutil.Process]:
+        """All that the run has started on this machine."""
+        return self._own.children(recursive=True)
+
     def workers(self) -> list[psutil.Process]:
-        children = self._own.children(recursive=True)
-        return [c for c in children if "RayTrainWorker" in " ".join(c.cmdline())]
+        return [c for c in self.processes() if "RayTrainWorker" in " ".join(c.cmdline())]
 
     def interrupt(self) -> None:
         """What a terminal does on Ctrl-C: it tells the whole group."""
@@ -84,13 +93,17 @@ class Started:
         """What a scheduler does before it takes the machine away."""
         self._process.terminate()
 
+    def kill(self) -> None:
+        """What the kernel does when memory runs out."""
+        self._process.kill()
+
     @property
     def running(self) -> bool:
         return self._process.poll() is None
 
     def end(self) -> tuple[int, str]:
         """Wait for it: its exit code and its output. No process of it may stay behind."""
-        started = self._own.children(recursive=True)
+        started = self.processes()
         printed, _ = self._process.communicate(timeout=280)
         _, left = psutil.wait_procs(started, timeout=20)
         assert [p for p in left if p.status() != psutil.STATUS_ZOMBIE] == []

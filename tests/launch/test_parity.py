@@ -85,6 +85,33 @@ def test_one_and_three_ranks_train_what_one_process_does(ranks, store, alone, tm
         assert_same(trained, alone["clipped"], stage)
 
 
+@pytest.mark.long
+def test_stages_of_wide_networks_differ_by_what_adam_makes_of_rounding_alone(store, tmp_path):
+    """At width 32 Adam's own eps lets an order of sums move a weight by up to 1e-3 in ten steps.
+
+    A gradient that cancels to its rounding is divided by its own size, so that its sign alone
+    counts: one process against itself, the batch in two parts, moves as far. With an eps above the
+    rounding every stage trains what one process does.
+    """
+    sections = {"model": {"width": 32, "blocks": 1, "latent_channels": 4}, "prior": PRIOR}
+    sections["discriminator"] = {"width": 32, "layers": 2, "scales": 1}
+
+    def wide(stage, workers=2, **train):
+        launch = {"zero_stage": stage, "workers": workers}
+        return small_config(store, train={"batch": 6} | train, launch=launch, **sections)
+
+    def apart(eps):
+        one, other = (train_alone(wide(0, 1, accumulate=n), STEPS, eps)[0] for n in (1, 2))
+        return max((one[name] - other[name]).abs().max().item() for name in one)
+
+    eps = 1e-3
+    assert apart(None) > 1e-5 > apart(eps)
+    train_together([wide(stage) for stage in STAGES], STEPS, tmp_path, eps=eps)
+    expected, _ = train_alone(wide(0), STEPS, eps)
+    for stage in STAGES:
+        assert_same(torch.load(tmp_path / f"{stage}.pt"), expected, stage)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("option", ["clipped", "spectral norm", "gradient penalty"])
 def test_every_option_matters_here(option, alone):
