@@ -157,6 +157,9 @@ def trainer(
     # Ray looks after its workers every 2 s else, of which a killed one costs half; sent along with
     # the run to whatever cluster it uses.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
+    if isinstance(_workers(launch), tuple):
+        # After a node's death Ray counts its room for a while, and waits 60 s for that to come.
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
     resources = {"CPU": launch.cpus_per_worker}
     if launch.gpus_per_worker:
         resources["GPU"] = launch.gpus_per_worker
