@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from pmg.config import Config, ConfigError, explained, load_config
 from tune.objectives import OBJECTIVES, nearest_objective
-from tune.space import Parameter, Space, Values, checked_space
+from tune.space import Parameter, Space, Values, changeable, checked_space
 
 __all__ = [
     "BaseConfig",
@@ -92,13 +92,23 @@ class SamplerConfig(_Section):
 
 
 class PrunerConfig(_Section):
-    """Who ends hopeless trials early, by the first objective at the steps of evaluation."""
+    """Who ends hopeless trials early, by the first objective at the steps of evaluation.
 
-    name: Literal["none", "asha", "median", "hyperband"] = "asha"
+    pbt: in a bad trial's place a good one's weights are trained on, with other loss weights and
+    learning rates.
+    """
+
+    name: Literal["none", "asha", "median", "hyperband", "pbt"] = "asha"
     factor: Annotated[int, Field(ge=2)] = Field(
-        4, description="of asha and hyperband: one in so many trials passes a rung"
+        4,
+        description="of asha and hyperband: one in so many trials passes a rung; of pbt: one in so "
+        "many is ended, and one in so many handed on",
     )
-    startup_trials: Count = Field(4, description="of median: trials that are never ended")
+    startup_trials: Count = Field(
+        4,
+        description="of median: trials that are never ended; of pbt: trials that have come to a "
+        "step before one is ended there",
+    )
 
 
 class FinalConfig(_Section):
@@ -200,10 +210,15 @@ class SearchConfig(_Section):
                 )
         if len(names) > 1 and self.sampler.name == "cmaes":
             raise ValueError("sampler cmaes takes one objective; tpe, gp, nsga2, random several")
-        if len(names) > 1 and self.pruner.name not in ("none", "asha"):
+        if self.pruner.name == "pbt" and not changeable(self.space):
             raise ValueError(
-                f"pruner {self.pruner.name} takes one objective; with several choose asha, which "
-                f"goes by the first, or none"
+                "pruner pbt changes loss weights and learning rates between steps: expected a "
+                "float range of loss.* or optim.lr in the space"
+            )
+        if len(names) > 1 and self.pruner.name in ("median", "hyperband"):
+            raise ValueError(
+                f"pruner {self.pruner.name} takes one objective; with several choose asha or pbt, "
+                f"which go by the first, or none"
             )
         return self
 
@@ -223,6 +238,10 @@ class SearchConfig(_Section):
                 "steps": self.budget.steps,
                 "checkpoint_every": every,
                 "log_every": _logged_every(every, base.train.log_every),
+                # A successor goes on from the step at which another trial was ended.
+                "keep": self.budget.steps // every
+                if self.pruner.name == "pbt"
+                else base.train.keep,
                 "checkpoints": None,  # each trial's lie in its own folder
             },
             "launch": {

@@ -53,7 +53,7 @@ def sampler_of(config: SamplerConfig, *, offset: int = 0) -> BaseSampler:
 def pruner_of(config: PrunerConfig, budget: BudgetConfig) -> BasePruner:
     every = budget.evaluate_every
     match config.name:
-        case "none":
+        case "none" | "pbt":
             return NopPruner()
         case "asha":
             return Asha(min_resource=every, reduction_factor=config.factor)

@@ -25,6 +25,7 @@ from tune.best import best_first, chosen, write_best
 from tune.capacity import CapacityError, trials_at_once
 from tune.config import SearchConfig, load_search, point_values
 from tune.judge import Judge, judge_of
+from tune.population import Population, settle
 from tune.sampling import pruner_of, sampler_of
 from tune.searcher import EarlyStopping, StudySearch
 from tune.space import Space, Values, with_values
@@ -140,7 +141,8 @@ def _run(
     alone: bool,
     console: Console,
 ) -> None:
-    orphans = reconcile(study, folder.trials.parent, alone=alone)
+    settle(study, folder.root)
+    orphans = reconcile(study, folder.root, alone=alone)
     if orphans:
         console.print(f"going on with {len(orphans)} trials that were running")
     algorithm = StudySearch(
@@ -151,6 +153,7 @@ def _run(
         judge=judge,
         budget=config.budget.trials,
         orphans=orphans,
+        population=Population.of(config, space),
         constraints=config.constraints,
     )
     with lease(study, folder.root), followed(study, config.budget.trials, console):

@@ -16,7 +16,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from pmg.config import Config, ConfigError, explained
 
-__all__ = ["Condition", "Parameter", "Space", "Suggests", "Values", "checked_space", "with_values"]
+__all__ = [
+    "Condition",
+    "Parameter",
+    "Space",
+    "Suggests",
+    "Values",
+    "changeable",
+    "checked_space",
+    "with_values",
+]
 
 Values = dict[str, Any]
 
@@ -39,6 +48,9 @@ _NOT_SEARCHED_SECTIONS = {
     "track": "it changes no result",
     "translate": "it changes no training",
 }
+
+# What may differ between two steps of one training, if it is a range of floats.
+_CHANGEABLE_SECTION, _CHANGEABLE = "loss.", ("optim.lr", "optim.lr_discriminator")
 
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "==": operator.eq,
@@ -119,6 +131,13 @@ class Parameter(BaseModel):
             return trial.suggest_int(path, *self.integer, log=self.log)
         return trial.suggest_float(path, *self.range, log=self.log)
 
+    def drawn(self, share: float) -> float:
+        """The value that lies so far between the ends, in the logarithm if it is drawn there."""
+        low, high = self.range
+        if self.log:
+            return float(self.nearest(low * (high / low) ** share))
+        return low + share * (high - low)
+
     def nearest(self, value: Any) -> Any:
         """The value inside that lies nearest; None if no choice equals it."""
         if self.choice is not None:
@@ -174,6 +193,11 @@ class Space:
     conditions: Mapping[str, Condition]
     base: Config
 
+    @property
+    def changeable(self) -> tuple[str, ...]:
+        """The loss weights and learning rates: a training may go on with others."""
+        return changeable(self.parameters)
+
     def suggest(self, trial: Suggests) -> Values:
         """Draw the settings that apply, from an Optuna trial or what looks like one."""
         known = settings(self.base)
@@ -227,6 +251,16 @@ class Space:
             condition = self.conditions.get(path)
             if condition is None or condition.holds(known):
                 yield path
+
+
+def changeable(parameters: Mapping[str, Parameter]) -> tuple[str, ...]:
+    """Those of a space that a training may go on with others of."""
+    return tuple(
+        path
+        for path, parameter in parameters.items()
+        if parameter.real is not None
+        and (path.startswith(_CHANGEABLE_SECTION) or path in _CHANGEABLE)
+    )
 
 
 def settings(config: Config) -> Values:

@@ -28,7 +28,9 @@ from optuna.trial import FrozenTrial, TrialState
 __all__ = [
     "JOURNAL",
     "LEASE_S",
+    "PARENT",
     "StudyError",
+    "begun",
     "counted",
     "create_study",
     "lease",
@@ -41,6 +43,7 @@ __all__ = [
 
 JOURNAL = "study.journal"
 FINAL = "-final"  # what the study of the retrainings has behind its name
+PARENT = "parent"  # attribute of trials that go on with another's weights, in its place
 LEASE_S = 180.0
 _RENEWED_EVERY_S = 20.0
 _LOST = "lost"  # attribute of trials that were failed for their driver's silence
@@ -142,7 +145,12 @@ def trials_in(storage: BaseStorage, name: str) -> int:
 
 
 def counted(trials: list[FrozenTrial]) -> list[FrozenTrial]:
-    """Those that use up the budget: all but waiting ones and those whose driver was lost."""
+    """Those that use up the budget: all begun ones but those that succeed another."""
+    return [trial for trial in begun(trials) if PARENT not in trial.user_attrs]
+
+
+def begun(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """All but waiting ones and those whose driver was lost."""
     return [
         trial
         for trial in trials

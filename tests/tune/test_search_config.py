@@ -50,6 +50,7 @@ def written(tmp_path: Path, **changed: object) -> Path:
         ({"objectives": ["kid", "kid"]}, "must differ"),
         ({"objectives": ["kid", "calcium_kept"], "sampler": {"name": "cmaes"}}, "one objective"),
         ({"objectives": ["kid", "calcium_kept"], "pruner": {"name": "median"}}, "one objective"),
+        ({"pruner": {"name": "pbt"}}, r"a float range of loss.\* or optim.lr in the space"),
         ({"budget": {"steps": 100, "evaluate_every": 30}}, "multiple of evaluate_every 30"),
         ({"budget": {"trails": 3}}, "budget.trails: unknown field; did you mean budget.trials?"),
         ({"resources": {"workers": 2, "gpus_per_worker": 0.5}}, "needs workers 1"),
