@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pmg.config import Config, ConfigError, explained
+from pmg.config import Config, ConfigError, checked
 
 __all__ = [
     "Condition",
@@ -130,6 +130,14 @@ class Parameter(BaseModel):
         if self.integer is not None:
             return trial.suggest_int(path, *self.integer, log=self.log)
         return trial.suggest_float(path, *self.range, log=self.log)
+
+    def is_drawn_by(self, distribution: Any) -> bool:
+        """Whether a study drew from this range or these choices, by what it says of itself."""
+        if self.choice is not None:
+            choices = getattr(distribution, "choices", None)
+            return choices == tuple(_encoded(one) for one in self.choice)
+        known = [getattr(distribution, name, None) for name in ("low", "high", "log")]
+        return known == [*self.range, self.log]
 
     def drawn(self, share: float) -> float:
         """The value that lies so far between the ends, in the logarithm if it is drawn there."""
@@ -278,10 +286,7 @@ def with_values(base: Config, values: Mapping[str, Any]) -> Config:
     for path, value in values.items():
         section, _, field = path.partition(".")
         tree[section][field] = value
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError(explained(error)) from None
+    return checked(Config, tree)
 
 
 def near(path: str, known: Space | Mapping[str, Any]) -> str:
