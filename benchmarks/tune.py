@@ -52,7 +52,7 @@ def phantom(out: Path, trials: int, steps: int, kill_after: int) -> None:
 
 @main.command()
 @click.option("--out", required=True, type=click.Path(path_type=Path))
-@click.option("--trials", default=20, show_default=True)
+@click.option("--trials", default=16, show_default=True)
 @click.option("--repeats", default=_REPEATS, show_default=True)
 def replay(out: Path, trials: int, repeats: int) -> None:
     """Train each cell of a grid once, unless OUT holds it; then search among them."""

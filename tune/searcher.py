@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -117,11 +118,10 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
             trial = optuna.Trial(study, orphan._trial_id)
             trial.set_user_attr("folder", str(self._folder.parent))
             return trial
-        trials = study.get_trials(deepcopy=False)
-        waiting = any(t.state is TrialState.WAITING and PARENT in t.user_attrs for t in trials)
-        if len(counted(trials)) >= self._budget and not waiting:
+        trial = self._successor()
+        if trial is None and len(counted(study.get_trials(deepcopy=False))) >= self._budget:
             return None
-        trial = study.ask()
+        trial = trial or study.ask()
         trial.set_user_attr("folder", str(self._folder.parent))
         if PARENT in trial.user_attrs:  # in the place of one that was counted
             return trial
@@ -131,6 +131,17 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
             study.tell(trial, state=TrialState.FAIL)
             return None
         return trial
+
+    def _successor(self) -> optuna.Trial | None:
+        """One that waits and that no other process takes first; points to try wait longer."""
+        study = self._ot_study
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            if PARENT not in trial.user_attrs:
+                continue
+            with suppress(optuna.exceptions.UpdateFinishedTrialError):
+                if study._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
+                    return optuna.Trial(study, trial._trial_id)
+        return None
 
     def take(self, trial_id: str, result: Mapping[str, Any]) -> bool:
         """Keep an evaluation in the study; whether the trial is hopeless."""

@@ -82,6 +82,27 @@ def test_in_a_bad_trials_place_a_good_ones_weights_are_trained_on_with_other_set
         checkpoint.refuse_other(of_parent, checkpoint.identity(config, "cohort"))
 
 
+def test_a_successor_takes_its_place_before_points_that_wait_for_a_larger_budget(tmp_path):
+    search = population(tmp_path)
+    _, bad = end_a_bad_one(search)
+    search.study.enqueue_trial({"optim.lr": 1e-3})
+    search.algorithm.on_trial_complete(bad, search.result(100, 2.0))
+    assert search.algorithm.suggest("next")["folder"].endswith("trial_0003")
+    assert search.algorithm.suggest("more") is None
+    assert search.study.trials[2].state is TrialState.WAITING
+
+
+def test_weights_that_were_damaged_on_the_way_are_not_trained_on(tmp_path):
+    search = population(tmp_path)
+    good, bad = end_a_bad_one(search)
+    search.algorithm.on_trial_complete(bad, search.result(100, 2.0))
+    place = TrialFolder(Path(search.algorithm.suggest("next")["folder"]))
+    (file,) = (good / "checkpoints" / "step_00000100").glob("translator-*")
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(checkpoint.CheckpointError, match="does not have the digest"):
+        place.inherit(place.config())
+
+
 def test_a_trial_and_its_successors_count_as_one(tmp_path):
     search = population(tmp_path)
     _, bad = end_a_bad_one(search)
