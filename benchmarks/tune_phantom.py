@@ -48,9 +48,9 @@ def killed_search(store: Path, out: Path, trials: int, steps: int, kill_after: i
         time.sleep(1)
     if first.poll() is None:
         os.kill(first.pid, signal.SIGKILL)
-    first.wait()
+    ended = "killed" if first.wait() == -signal.SIGKILL else "ended"
     print(
-        f"killed after {time.monotonic() - started:.0f} s, {_finished(out)} trials finished",
+        f"{ended} after {time.monotonic() - started:.0f} s, {_finished(out)} trials finished",
         flush=True,
     )
     time.sleep(_DYING_S)
