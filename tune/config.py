@@ -109,7 +109,9 @@ class FinalConfig(Section):
     """Retraining of the chosen points, so that luck is not taken for merit."""
 
     points: Annotated[int, Field(ge=0)] = Field(2, description="best points (0: none)")
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((1, 2), description="of train.seed")
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (11, 12), description="of train.seed, others than the trials'"
+    )
     against: tuple[str, ...] = Field(
         (),
         description="presets or files trained beside them in full, with as many steps and the same "
@@ -242,6 +244,11 @@ class SearchConfig(Section):
         Raises ConfigError naming the field.
         """
         base = load_config(self.base.config, self.base.overrides)
+        if self.final.points and base.train.seed in self.final.seeds:
+            raise ConfigError(
+                f"search final.seeds: {base.train.seed} is the seed that trials have; expected "
+                f"others"
+            )
         held = base.data.validation_fraction or 0.2
         store = self.store or base.data.store
         return self._trained(base, {"store": store, "validation_fraction": held})

@@ -50,6 +50,7 @@ def written(tmp_path: Path, **changed: object) -> Path:
         ({"objectives": ["kid", "kid"]}, "must differ"),
         ({"objectives": ["kid", "calcium_kept"], "sampler": {"name": "cmaes"}}, "one objective"),
         ({"objectives": ["kid", "calcium_kept"], "pruner": {"name": "median"}}, "one objective"),
+        ({"final": {"seeds": [2, 1]}}, "final.seeds: 1 is the seed that trials have"),
         ({"final": {"points": 0, "against": ["unit"]}}, "expected 1 or more"),
         ({"final": {"against": ["faithfull"]}}, "config faithfull: no such file, nor a preset"),
         ({"final": {"against": ["unit"]}, "resources": {"workers": 2}}, "train.batch 1 must be"),
