@@ -166,7 +166,8 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
             trial.set_user_attr(name, value)
         storage = trial.storage
         frozen = storage.get_trial(trial._trial_id)
-        if step not in frozen.intermediate_values:  # of several objectives, the first
+        new = step not in frozen.intermediate_values
+        if new:  # of several objectives, the first
             storage.set_trial_intermediate_value(trial._trial_id, step, values[0])
         if result.get("done"):
             return False
@@ -174,7 +175,8 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         if self._population is None:
             stop = hopeless(self._ot_study, frozen)
         else:
-            stop = self._population.take_over(self._ot_study, frozen)
+            # What a resume repeats was decided on, and who has come there since is no matter.
+            stop = new and self._population.take_over(self._ot_study, frozen)
         if stop:
             self._pruned.add(trial_id)
             RunFolder(Path(trial.user_attrs["run"])).stop_request.touch()

@@ -134,6 +134,16 @@ def test_what_a_killed_driver_had_decided_is_done_once(tmp_path, told):
     assert "parent" in second.study.trials[2].user_attrs
 
 
+def test_a_step_that_a_resume_repeats_is_not_judged_again(tmp_path):
+    first = population(tmp_path, trials=4, startup_trials=3)
+    begun(first, 2.0, 1.0)
+    first.algorithm.suggest("good")
+    assert not first.algorithm.take("good", first.result(100, 1.5))
+    second = population(tmp_path, trials=4, startup_trials=3)
+    second.algorithm.suggest("0")
+    assert not second.algorithm.take("0", second.result(100, 2.0))  # the worst of three by now
+
+
 def test_none_is_ended_before_enough_have_come_to_its_step(tmp_path):
     search = population(tmp_path, trials=4, startup_trials=4)
     begun(search, 1.0, 2.0, 3.0)
