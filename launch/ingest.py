@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import itertools
 import pickle
-import signal
-import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +25,7 @@ import ray
 import ray.data
 
 from launch.cluster import cluster
+from launch.job_exit import job_exit
 from launch.room import living_nodes, make_room, places
 from pmg.config import LaunchConfig
 from storage.errors import IngestError
@@ -42,7 +41,6 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _MEMORY_BYTES = 4 << 30
-_INTERRUPTED = 128 + signal.SIGINT
 
 # So many items go to Ray in one go, each as a task of its own: results come one by one, and the
 # driver keeps no more than this of what Ray knows of them.
@@ -185,18 +183,13 @@ def main(memory: float, spacing_mm: Spacing | None, **options: Any) -> None:
 
     Paths must be the same on every node. Ends with 0 when all is done, 130 when it was stopped.
     """
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    try:
+    with job_exit():
         report = ingest_on_cluster(
             **options,
             spacing_mm=spacing_mm or None,
             memory_bytes=int(memory * 2**30),
             progress=_show,
         )
-    except KeyboardInterrupt:
-        sys.exit(_INTERRUPTED)
-    except (ValueError, OSError) as error:
-        raise click.ClickException(str(error)) from error
     click.echo(report.table())
 
 
