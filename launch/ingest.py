@@ -26,6 +26,7 @@ import ray.data
 
 from launch.cluster import cluster
 from launch.job_exit import job_exit
+from launch.room import living_nodes, make_room, places
 from pmg.config import LaunchConfig
 from storage.errors import IngestError
 from storage.ingest import Step, ingest
@@ -49,18 +50,20 @@ _ITEMS_AT_ONCE = 2000
 class RayWorkers:
     """An `Executor` of Ray actors; Ray must be running.
 
-    count: at most so many, one core each; None: one for each core of the cluster. memory_bytes:
-    what each may have, which Ray reserves on its node. An actor whose node is lost is replaced, and
-    its item done again.
+    count: at most so many, one core each; None: as many as there is room for. A cluster that scales
+    itself is asked for room, for one if count is None. memory_bytes: what each may have, which Ray
+    reserves on its node. An actor whose node is lost is replaced, and its item done again.
     """
 
     def __init__(self, count: int | None = None, memory_bytes: int = _MEMORY_BYTES) -> None:
-        resources = ray.cluster_resources()
-        room = int(min(resources["CPU"], resources["memory"] // memory_bytes))
+        needs = {"CPU": 1, "memory": memory_bytes}
+        make_room(needs, count or 1)
+        room = places(living_nodes(), needs)
         if room < 1:
+            there = ray.cluster_resources()
             raise IngestError(
-                f"the cluster has {resources['CPU']:g} cores and {resources['memory']:.3g} bytes "
-                f"of memory; a worker needs 1 core and {memory_bytes} bytes"
+                f"the cluster has {there.get('CPU', 0):g} cores and {there.get('memory', 0):.3g} "
+                f"bytes of memory; a worker needs, on one node, 1 core and {memory_bytes} bytes"
             )
         self._count = room if count is None else min(count, room)
         self._memory_bytes = memory_bytes
@@ -169,7 +172,9 @@ def _show(step: Step) -> None:
 @click.option("--rules", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--spacing", "spacing_mm", nargs=3, type=float, metavar="Z Y X")
 @click.option("--address", help="of a Ray cluster, such as auto; none: a local one")
-@click.option("--workers", type=click.IntRange(min=1), help="at most; by default all cores")
+@click.option(
+    "--workers", type=click.IntRange(min=1), help="at most; by default all cores that are there"
+)
 @click.option(
     "--memory", default=4.0, show_default=True, help="GiB that a worker may have and Ray reserves"
 )
