@@ -26,6 +26,8 @@ _STRANGERS = (
     ("monitoring", {"app.kubernetes.io/name": "grafana"}),
 )
 _IDENTIFIED = {"pmg-ingest", "pmg-translate", "pmg-evaluate", "pmg-phantom"}
+_RESULTS = {"pmg-translate", "pmg-evaluate", "pmg-fetch"}
+_SEARCHES = {"pmg", "pmg-tune"}
 _SECRET = re.compile(r"secret|token|passw|credential|(access|private|api)_?key", re.I)
 _NO_SECRET = re.compile(r"_(FILE|PATH|MODE)$")
 _UNITS = {"": 0, "Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40}
@@ -295,12 +297,23 @@ def identified_data_and_the_key_are_where_they_are_needed(
             key = volume.get("secret", {}).get("secretName") == "pmg-pseudonym"
             if (claim == "pmg-input" or key) and job not in _IDENTIFIED:
                 yield f"{pod.name}: {volume['name']}"
+            if claim == "pmg-output" and job not in _RESULTS:
+                yield f"{pod.name}: {volume['name']}"
             if (
                 claim == "pmg-input"
                 and pod.ray
                 and not mounts.get(volume["name"], {"readOnly": True}).get("readOnly")
             ):
                 yield f"{pod.name}: could change {volume['name']}"
+
+
+@rule
+def the_databases_password_is_where_searches_run(manifests: list[Manifest]) -> Iterator[str]:
+    for name, container, pod in _containers(manifests):
+        secrets = [one.get("valueFrom", {}).get("secretKeyRef") for one in container.get("env", ())]
+        given = any(one and one["name"] == "pmg-postgres" for one in secrets)
+        if given and not (pod.ray and pod.name.rpartition("-")[0] in _SEARCHES):
+            yield name
 
 
 @rule

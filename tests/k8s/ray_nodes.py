@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import re
 import shlex
@@ -121,10 +122,12 @@ def ray_cluster(
     secrets: Mapping[str, str],
     token: str,
     instead: Mapping[str, str],
+    autoscaling: Manifest | None = None,
 ) -> Iterator[Cluster]:
     """Head and nodes of a rayClusterSpec.
 
     nodes: (group, CPUs) of each worker. instead: variables that are other here than in a cluster.
+    autoscaling: what the head's autoscaler is configured by; its provider is told of the cluster.
     """
     # Not pytest's folder: the paths of Ray's sockets may have 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="pmg-k8s-"))
@@ -159,6 +162,10 @@ def ray_cluster(
             if name == "head":
                 params |= {"port": gcs, "dashboard-port": port, "dashboard-host": "127.0.0.1"}
                 params |= {"ray-client-server-port": free_port(), "temp-dir": folder}
+                if autoscaling is not None:
+                    autoscaling["provider"]["gcs_address"] = f"127.0.0.1:{gcs}"
+                    params["autoscaling-config"] = folder / "autoscaling.json"
+                    params["autoscaling-config"].write_text(json.dumps(autoscaling))
                 start = [*RAY, "start", "--head", "--block", "--include-dashboard=true"]
             else:
                 params |= {"num-cpus": cpus, "address": f"127.0.0.1:{gcs}"}

@@ -186,12 +186,23 @@ PLANTS: dict[str, list[Plant]] = {
         lambda s: s.head["volumes"].append(
             {"name": "key", "secret": {"secretName": "pmg-pseudonym"}}
         ),
+        lambda s: s.gpu["volumes"].append(
+            {"name": "output", "persistentVolumeClaim": {"claimName": "pmg-output"}}
+        ),
         lambda s: [
             mount.pop("readOnly", None)
             for mount in s.get("RayJob", "pmg-ingest")["spec"]["rayClusterSpec"][
                 "workerGroupSpecs"
             ][0]["template"]["spec"]["containers"][0]["volumeMounts"]
         ],
+    ],
+    "the_databases_password_is_where_searches_run": [
+        lambda s: s.container()["env"].append(
+            {
+                "name": "PGPASSWORD",
+                "valueFrom": {"secretKeyRef": {"name": "pmg-postgres", "key": "password"}},
+            }
+        ),
     ],
     "shared_memory_fits": [
         lambda s: without("emptyDir", "medium")(s.gpu["volumes"][1]),
