@@ -48,7 +48,7 @@ SMALL_RUN: Manifest = {
     "translate": {"tile": [64, 64]},
 }
 SMALL_SEARCH: Manifest = {
-    "budget": {"trials": 2, "steps": 4, "evaluate_every": 2},
+    "budget": {"trials": 1, "steps": 4, "evaluate_every": 2},
     "final": {"points": 0},
     "validation": {"volumes": 1},
 }

@@ -7,12 +7,13 @@ import itertools
 import os
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import click
 import pytest
-from built import K8S, NO_KUBECTL, OVERLAYS, Manifest, build
+from built import K8S, NO_KUBECTL, OVERLAYS, Manifest, build, objects, pods
+from policies import gibibytes
 
 from launch.submit import MODULES
 from pmg.cli.submit import command as pmg_submit
@@ -80,6 +81,40 @@ def test_what_kubectl_is_told_about_is_built(overlay: str) -> None:
         assert {word for word in words if re.match(r"(ray)?job/", word)} <= names, line
         if words[1] in ("wait", "exec", "logs"):
             assert ("-n", "pmg") in itertools.pairwise(words), line
+
+
+def requested(specs: Iterable[Manifest]) -> str:
+    cores = memory = 0.0
+    for container in (container for spec in specs for container in spec["containers"]):
+        requests = container["resources"]["requests"]
+        cpu = str(requests["cpu"])
+        cores += int(cpu[:-1]) / 1000 if cpu.endswith("m") else int(cpu)
+        memory += gibibytes(requests["memory"])
+    return f"{cores:g} cores and {memory:g} GiB"
+
+
+@NO_KUBECTL
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_costs_are_what_is_requested(overlay: str) -> None:
+    page = " ".join((K8S / "overlays" / overlay / "README.md").read_text().split())
+    stack, jobs = build(f"overlays/{overlay}"), build(f"overlays/{overlay}/jobs")
+    resting = [pod for pod in pods(stack) if pod.role in ("head", "postgres", "object-store")]
+    assert f"at rest requests {requested(pod.as_object()['spec'] for pod in resting)}" in page
+    job = next(one["spec"] for one in jobs if one["metadata"]["name"] == "pmg-train")
+    ray = job["rayClusterSpec"]
+    specs = [ray["headGroupSpec"]["template"]["spec"], job["submitterPodTemplate"]["spec"]]
+    for group in ray["workerGroupSpecs"]:
+        specs += [group["template"]["spec"]] * group["replicas"]
+    assert requested(specs) in page
+    claims = [one["spec"] for one in objects(stack, "PersistentVolumeClaim")]
+    for one in objects(stack, "StatefulSet"):
+        claims += [template["spec"] for template in one["spec"]["volumeClaimTemplates"]]
+    total = sum(gibibytes(claim["resources"]["requests"]["storage"]) for claim in claims)
+    text, gib = {"laptop": ("85 GiB", 85), "gpu-node": ("1.2 TB", 1118)}.get(
+        overlay, ("8 TiB", 8192)
+    )
+    assert text in page
+    assert total == pytest.approx(gib, rel=0.02)
 
 
 def test_an_image_is_built_from_arguments_that_the_dockerfile_has() -> None:
