@@ -11,8 +11,8 @@ moment does not hit one alone; the best of the rounds counts.
 
 threads: SimpleITK's reader works in one; an ingest worker too, and in two more while it finds the
 body and stages a volume (hash, count, compress). On 1 core: the worker may use no other, so that
-two processes on two cores have twice of what it has. CPU: of the driver and the reader's workers together, which depends less
-on who else uses the machine than the wall's time does.
+two processes on two cores have twice of what it has. CPU: of the driver and the reader's workers
+together, which depends less on who else uses the machine than the wall's time does.
 
 floor: the same files only read, rescaled, compressed chunk by chunk and written with fsync: what
 no ingest can go below.
