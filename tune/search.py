@@ -18,11 +18,12 @@ import ray.tune
 from rich.console import Console
 
 from launch.cluster import cluster
+from launch.room import living_nodes
 from launch.run_folder import RunBusy, RunFolder
 from launch.train import with_store
 from pmg.config import Config, ConfigError, LaunchConfig
 from tune.best import chosen, write_best
-from tune.capacity import CapacityError, trials_at_once
+from tune.capacity import CapacityError, make_room_for_trials, trials_at_once
 from tune.config import SearchConfig, load_search
 from tune.first_points import enqueue, first_points, source_trials
 from tune.judge import Judge, judge_of
@@ -119,7 +120,8 @@ def search(
         _describe(study, config, base, identity)
         launch = _own_size(base.launch, config)
         with cluster(launch):
-            at_once = trials_at_once(_nodes(), config.resources)
+            make_room_for_trials(config.resources)
+            at_once = trials_at_once(living_nodes(), config.resources)
             console.print(
                 f"search {folder.root}: {config.budget.trials} trials of {config.budget.steps} "
                 f"steps, {at_once} at once, {config.sampler.name}, early stopping by "
@@ -267,10 +269,6 @@ def _own_size(launch: LaunchConfig, config: SearchConfig) -> LaunchConfig:
     trials = max(int(cores / (took.workers * took.cpus_per_worker)), 1)
     trials = min(trials, took.most_at_once or trials)
     return launch.model_copy(update={"workers": trials * took.workers})
-
-
-def _nodes() -> list[dict[str, float]]:
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 @contextmanager
