@@ -21,6 +21,7 @@ __all__ = ["living_nodes", "make_room", "places"]
 
 _SLACK = 1e-6  # of fractions: ten times 0.1 GPU are one
 _POLL_S = 1.0
+_PATIENCE_S = 300.0  # a cloud that has no more GPUs says nothing
 
 Resources = Mapping[str, float]
 
@@ -48,20 +49,25 @@ def living_nodes() -> list[dict[str, float]]:
 def make_room(needs: Resources, wanted: int, *, least: int = 1) -> None:
     """Have a cluster that scales itself bring nodes with `wanted` places for `needs`, and wait.
 
-    For fewer, down to `least`, where its groups may not grow so far; for none where they can't have
-    that either. Returns at once where there is room, or the cluster is of a fixed size. Ray must be
-    running. What was asked for is taken back: idle nodes go again after the autoscaler's time.
+    For fewer, down to `least`, where its groups may not grow so far or no more nodes come for five
+    minutes; for none where they can't have that either. Returns at once where there is room, or the
+    cluster is of a fixed size. Ray must be running. What was asked for is taken back: idle nodes go
+    again after the autoscaler's time.
     """
-    if places(living_nodes(), needs) >= wanted or not is_autoscaler_v2():
+    room = places(living_nodes(), needs)
+    if room >= wanted or not is_autoscaler_v2():
         return
     click.echo(f"waiting for the cluster to grow: {wanted} x {_text(needs)}", err=True)
+    grown_s = time.monotonic()
     try:
-        while places(living_nodes(), needs) < wanted:
+        while room < wanted and not (room >= least and time.monotonic() - grown_s > _PATIENCE_S):
             # Again each time: the request is one for the whole cluster, and others may replace it.
             request_resources(bundles=[dict(needs)] * wanted)
             time.sleep(_POLL_S)
             if _refused(needs, wanted):
                 wanted = wanted // 2 if wanted // 2 >= least else 0
+            before, room = room, places(living_nodes(), needs)
+            grown_s = time.monotonic() if room > before else grown_s
     finally:
         request_resources(bundles=[])
 

@@ -1,4 +1,4 @@
-"""Ray's fake provider of nodes, raylets on this machine, with what a container's memory is as well.
+"""Ray's fake provider of nodes, raylets on this machine: with memory, and with one GPU in stock.
 
 The autoscaler imports this in its own process.
 """
@@ -21,7 +21,12 @@ HEAD = FAKE_HEAD_NODE_ID
 
 
 class FakeNodes(FakeMultiNodeProvider):  # type: ignore[misc]
-    """Ray's own refuses the resource `memory`; a node takes it from the environment instead."""
+    """Ray's own refuses the resource `memory`; a node takes it from the environment instead.
+
+    A second node with a GPU never comes, and nobody says so, as when a cloud is out of them.
+    """
+
+    _gpus = 1
 
     def create_node_with_resources_and_labels(
         self,
@@ -33,4 +38,7 @@ class FakeNodes(FakeMultiNodeProvider):  # type: ignore[misc]
     ) -> None:
         others = dict(resources)
         os.environ[RESOURCES_ENVIRONMENT_VARIABLE] = json.dumps({"memory": others.pop("memory")})
+        if others.get("GPU"):
+            count = min(count, self._gpus)
+            self._gpus -= count
         super().create_node_with_resources_and_labels(node_config, tags, count, others, labels)

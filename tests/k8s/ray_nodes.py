@@ -149,7 +149,6 @@ def ray_cluster(
         **auth,
     }
     cluster = Cluster(f"http://127.0.0.1:{port}", base | {"HOME": str(folder)})
-    started: list[tuple[int, Path, subprocess.Popen[bytes]]] = []
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         for number, (name, cpus) in enumerate([("head", 0), *nodes]):
@@ -181,11 +180,8 @@ def ray_cluster(
             variables = base | given | dict(instead) | {"HOME": str(folder)}
             process = subprocess.Popen(start, env=variables, stdout=log, stderr=log)
             stack.callback(_end, process)
-            started.append((cluster.agent_ports[-1], folder / f"{number}.log", process))
-            if name == "head":
-                _wait(cluster, *started.pop())
-        for one in started:  # they start side by side
-            _wait(cluster, *one)
+            # One after another: nodes of one folder would take one another's sockets.
+            _wait(cluster, cluster.agent_ports[-1], folder / f"{number}.log", process)
         yield cluster
 
 
