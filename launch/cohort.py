@@ -56,8 +56,8 @@ class Share:
             there = ray.cluster_resources()
             raise ValueError(
                 f"the cluster has {there.get('CPU', 0):g} cores, {there.get('GPU', 0):g} GPUs and "
-                f"{there.get('memory', 0):.3g} bytes of memory; one worker needs, on one node, "
-                f"{self.cpus:g}, {self.gpus:g} and {self.memory_bytes:.3g}"
+                f"{there.get('memory', 0):.3g} bytes of memory; one worker needs {self.cpus:g}, "
+                f"{self.gpus:g} and {self.memory_bytes:.3g} on one node"
             )
         return room if self.workers is None else min(room, self.workers)
 

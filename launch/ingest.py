@@ -63,7 +63,7 @@ class RayWorkers:
             there = ray.cluster_resources()
             raise IngestError(
                 f"the cluster has {there.get('CPU', 0):g} cores and {there.get('memory', 0):.3g} "
-                f"bytes of memory; a worker needs, on one node, 1 core and {memory_bytes} bytes"
+                f"bytes of memory; a worker needs 1 core and {memory_bytes} bytes on one node"
             )
         self._count = room if count is None else min(count, room)
         self._memory_bytes = memory_bytes

@@ -101,7 +101,7 @@ def test_a_trial_brings_the_gpu_group_up_and_runs_there(told: Any) -> None:
 
 
 def test_what_no_node_of_a_group_can_have_is_refused_and_starts_nothing(told: Any) -> None:
-    assert "a worker needs, on one node, 1 core and 1125899906842624" in told["too_much"]["refused"]
+    assert "a worker needs 1 core and 1125899906842624 bytes" in told["too_much"]["refused"]
     assert "a trial takes 1000 x" in told["too_many"]["refused"]
 
 

@@ -66,9 +66,8 @@ class Stack:
 
     def here(self, text: str) -> str:
         """The text with the mounts' paths as they are on this machine."""
-        for mount in self.mounts:
-            text = re.sub(rf"(?<![\w/:]){re.escape(mount)}(?=/)", f"{self.folder}{mount}", text)
-        return text
+        mounts = "|".join(map(re.escape, self.mounts))
+        return re.sub(rf"(?<![\w/:])({mounts})(?=/)", rf"{self.folder}\1", text)
 
     def run(self, name: str) -> str:
         if importlib.util.find_spec(MODULES[name]) is None:
