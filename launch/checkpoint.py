@@ -29,10 +29,12 @@ from storage.place import Place
 __all__ = [
     "Checkpoint",
     "CheckpointError",
+    "adopt",
     "discard",
     "discard_after",
     "folder_of",
     "identity",
+    "is_sealed",
     "newest",
     "place_of",
     "prune",
@@ -145,6 +147,29 @@ def newest(where: Place | Path | str) -> Checkpoint | None:
             f"them to train from the first step"
         )
     return None
+
+
+def is_sealed(where: Place | Path | str, step: int) -> bool:
+    """Whether there is a checkpoint of this step; its files are not verified."""
+    return folder_of(step) in _sealed(Place.of(where))
+
+
+def adopt(where: Place | Path | str, step: int, place: Place, config: Config) -> Checkpoint:
+    """Copy another run's checkpoint to `place`, as that of a run of this configuration.
+
+    Both must have networks of the same shapes and one store. Raises CheckpointError if it is not
+    there or damaged.
+    """
+    source = Place.of(where)
+    found, problem = _verified(source, folder_of(step))
+    if found is None:
+        raise CheckpointError(f"checkpoint {source}/{folder_of(step)}: {problem}")
+    digests = {file: digest for file, digest in found.digests.items() if file != _STATE}
+    for file in digests:
+        place.replace(f"{found.name}/{file}", _read(source, f"{found.name}/{file}"))
+    own = identity(config, "") | {"data.store": found.state["identity"]["data.store"]}
+    state = {**found.state, "identity": own, "config": config.model_dump(mode="json")}
+    return seal(place, state, digests)
 
 
 def identity(config: Config, catalogue: str) -> dict[str, Any]:

@@ -20,6 +20,8 @@ import ray.data
 import torch
 from rich.console import Console
 
+from launch.room import living_nodes, make_room, places
+
 __all__ = ["Outcome", "Share", "over_cluster", "share_options", "show_outcome"]
 
 Item = TypeVar("Item")
@@ -42,15 +44,20 @@ class Share:
     memory_bytes: int = 4 << 30
 
     def room(self) -> int:
-        """How many actors the cluster holds. Raises ValueError for none."""
-        there = ray.cluster_resources()
-        needs = {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory_bytes}
-        room = int(min(there.get(name, 0) // need for name, need in needs.items() if need))
+        """How many actors the cluster holds, grown for `workers` of them if it scales itself.
+
+        Raises ValueError for none.
+        """
+        amounts = {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory_bytes}
+        needs = {name: need for name, need in amounts.items() if need}
+        make_room(needs, self.workers or 1)
+        room = places(living_nodes(), needs)
         if room < 1:
+            there = ray.cluster_resources()
             raise ValueError(
                 f"the cluster has {there.get('CPU', 0):g} cores, {there.get('GPU', 0):g} GPUs and "
                 f"{there.get('memory', 0):.3g} bytes of memory; one worker needs {self.cpus:g}, "
-                f"{self.gpus:g} and {self.memory_bytes:.3g}"
+                f"{self.gpus:g} and {self.memory_bytes:.3g} on one node"
             )
         return room if self.workers is None else min(room, self.workers)
 

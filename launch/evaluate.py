@@ -6,8 +6,6 @@ is complete; a second run does what is missing and writes the report anew over a
 
 from __future__ import annotations
 
-import signal
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -20,6 +18,7 @@ from rich.console import Console
 
 from launch.cluster import cluster
 from launch.cohort import Share, over_cluster, share_options, show_outcome
+from launch.job_exit import job_exit
 from launch.run_folder import RunFolder
 from pmg.assess import Assessor, read_assessed, write_assessed
 from pmg.cases import Case, find_cases
@@ -38,7 +37,6 @@ from storage.store import Store
 
 __all__ = ["CohortEvaluation", "evaluate_on_cluster"]
 
-_INTERRUPTED = 128 + signal.SIGINT
 _MOST_SHOWN = 2  # volumes or cases on the report's pictures
 
 
@@ -237,8 +235,7 @@ def main(
     """
     if (store is None) == (cases is None):
         raise click.UsageError("give --store or --cases")
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    try:
+    with job_exit():
         _, failed = evaluate_on_cluster(
             run,
             store=store,
@@ -248,10 +245,6 @@ def main(
             share=Share(workers, cpus, gpus, int(memory * 2**30)),
             **options,
         )
-    except KeyboardInterrupt:
-        sys.exit(_INTERRUPTED)
-    except (ValueError, OSError, RuntimeError) as error:
-        raise click.ClickException(str(error)) from error
     if failed:
         click.echo(f"{failed} failed; the same command tries them again")
 

@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import itertools
 import pickle
-import signal
-import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +25,8 @@ import ray
 import ray.data
 
 from launch.cluster import cluster
+from launch.job_exit import job_exit
+from launch.room import living_nodes, make_room, places
 from pmg.config import LaunchConfig
 from storage.errors import IngestError
 from storage.ingest import Step, ingest
@@ -41,7 +41,6 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _MEMORY_BYTES = 4 << 30
-_INTERRUPTED = 128 + signal.SIGINT
 
 # So many items go to Ray in one go, each as a task of its own: results come one by one, and the
 # driver keeps no more than this of what Ray knows of them.
@@ -51,18 +50,20 @@ _ITEMS_AT_ONCE = 2000
 class RayWorkers:
     """An `Executor` of Ray actors; Ray must be running.
 
-    count: at most so many, one core each; None: one for each core of the cluster. memory_bytes:
-    what each may have, which Ray reserves on its node. An actor whose node is lost is replaced, and
-    its item done again.
+    count: at most so many, one core each; None: as many as there is room for. A cluster that scales
+    itself is asked for room, for one if count is None. memory_bytes: what each may have, which Ray
+    reserves on its node. An actor whose node is lost is replaced, and its item done again.
     """
 
     def __init__(self, count: int | None = None, memory_bytes: int = _MEMORY_BYTES) -> None:
-        resources = ray.cluster_resources()
-        room = int(min(resources["CPU"], resources["memory"] // memory_bytes))
+        needs = {"CPU": 1, "memory": memory_bytes}
+        make_room(needs, count or 1)
+        room = places(living_nodes(), needs)
         if room < 1:
+            there = ray.cluster_resources()
             raise IngestError(
-                f"the cluster has {resources['CPU']:g} cores and {resources['memory']:.3g} bytes "
-                f"of memory; a worker needs 1 core and {memory_bytes} bytes"
+                f"the cluster has {there.get('CPU', 0):g} cores and {there.get('memory', 0):.3g} "
+                f"bytes of memory; a worker needs 1 core and {memory_bytes} bytes on one node"
             )
         self._count = room if count is None else min(count, room)
         self._memory_bytes = memory_bytes
@@ -171,7 +172,9 @@ def _show(step: Step) -> None:
 @click.option("--rules", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--spacing", "spacing_mm", nargs=3, type=float, metavar="Z Y X")
 @click.option("--address", help="of a Ray cluster, such as auto; none: a local one")
-@click.option("--workers", type=click.IntRange(min=1), help="at most; by default all cores")
+@click.option(
+    "--workers", type=click.IntRange(min=1), help="at most; by default all cores that are there"
+)
 @click.option(
     "--memory", default=4.0, show_default=True, help="GiB that a worker may have and Ray reserves"
 )
@@ -180,18 +183,13 @@ def main(memory: float, spacing_mm: Spacing | None, **options: Any) -> None:
 
     Paths must be the same on every node. Ends with 0 when all is done, 130 when it was stopped.
     """
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    try:
+    with job_exit():
         report = ingest_on_cluster(
             **options,
             spacing_mm=spacing_mm or None,
             memory_bytes=int(memory * 2**30),
             progress=_show,
         )
-    except KeyboardInterrupt:
-        sys.exit(_INTERRUPTED)
-    except (ValueError, OSError) as error:
-        raise click.ClickException(str(error)) from error
     click.echo(report.table())
 
 

@@ -25,7 +25,6 @@ from launch.entry import enter
 from launch.failure import EndForGood, cause
 from launch.progress import follow
 from launch.run_folder import MetricsTail, RunBusy, RunFolder
-from launch.run_report import write_guide, write_run_report
 from pmg.config import Config, ConfigError, LaunchConfig, load_config
 from pmg.cost import cost_of
 from storage.place import Place
@@ -67,6 +66,9 @@ def train(
     trains there; and TrainingFailed when an error came that no restart cures, or the workers died
     more often than launch.max_failures.
     """
+    # Workers import this module too, and need no figures.
+    from launch.run_report import write_guide, write_run_report  # noqa: PLC0415
+
     console = console or Console()
     config, catalogue = with_store(config)
     folder = RunFolder(run.resolve())

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import signal
-import sys
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from rich.console import Console
 
 from launch.cluster import cluster
 from launch.cohort import Outcome, Share, over_cluster, share_options, show_outcome
+from launch.job_exit import job_exit
 from pmg.config import LaunchConfig
 from pmg.done import finishing, is_done, made_by
 from pmg.model import Domain, other
@@ -32,7 +31,6 @@ from storage.series import Source
 
 __all__ = ["SeriesTranslation", "translate_on_cluster"]
 
-_INTERRUPTED = 128 + signal.SIGINT
 _REPORT = "translate-report.csv"
 
 
@@ -190,8 +188,7 @@ def main(
     """
     if (key_path is None) != keep_identity:
         raise click.UsageError("give --key FILE, or --keep-identity")
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    try:
+    with job_exit():
         outcomes = translate_on_cluster(
             run,
             sources,
@@ -202,10 +199,6 @@ def main(
             address=address,
             share=Share(workers, cpus, gpus, int(memory * 2**30)),
         )
-    except KeyboardInterrupt:
-        sys.exit(_INTERRUPTED)
-    except (ValueError, OSError, RuntimeError) as error:
-        raise click.ClickException(str(error)) from error
     failed = sum(outcome.failure is not None for outcome in outcomes)
     click.echo(f"{len(outcomes) - failed} series translated, {failed} failed; {out / _REPORT}")
     if outcomes and failed == len(outcomes):

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
@@ -32,11 +32,13 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "PriorConfig",
+    "Section",
     "TrackConfig",
     "TrainConfig",
     "TranslateConfig",
-    "explained",
+    "checked",
     "load_config",
+    "parsed",
     "preset_names",
 ]
 
@@ -51,10 +53,15 @@ class ConfigError(ValueError):
     """A setting that does not exist or is out of its range; the message names it."""
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """Settings that are refused where they are unknown or out of range, never passed over."""
+
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
     )
+
+
+S = TypeVar("S", bound=Section)
 
 
 def _address(value: object) -> object:
@@ -67,7 +74,7 @@ def _address(value: object) -> object:
         raise PydanticCustomError("store", "{message}", {"message": str(error)}) from error
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """Which store, and how patches are drawn from it."""
 
     store: str | None = Field(None, description="the store: a folder or s3://bucket/prefix")
@@ -144,7 +151,7 @@ class DataConfig(_Section):
         return self
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """Both VAEs: encoders E1, E2 and generators G1, G2."""
 
     architecture: Literal["pmg", "unit", "cyclegan"] = Field(
@@ -204,7 +211,7 @@ class ModelConfig(_Section):
         return self
 
 
-class DiscriminatorConfig(_Section):
+class DiscriminatorConfig(Section):
     """The multi-scale discriminators D1, D2."""
 
     width: Count = Field(64, description="channels of the first layer")
@@ -215,7 +222,7 @@ class DiscriminatorConfig(_Section):
     )
 
 
-class PriorConfig(_Section):
+class PriorConfig(Section):
     """The mixture of Gaussians over each latent position."""
 
     components: Annotated[int, Field(ge=1, le=256)] = Field(4, description="K")
@@ -238,7 +245,7 @@ class PriorConfig(_Section):
         return self
 
 
-class LossConfig(_Section):
+class LossConfig(Section):
     """Weights and forms of the objective's terms."""
 
     adversarial: Literal["lsgan", "log", "hinge"] = "lsgan"
@@ -289,7 +296,7 @@ class LossConfig(_Section):
     free_bits: Weight = Field(0.0, description="nats per latent channel that cost nothing")
 
 
-class OptimConfig(_Section):
+class OptimConfig(Section):
     """Adam for both sides."""
 
     lr: Positive = Field(1e-4, description="of E, G and the prior")
@@ -309,7 +316,7 @@ class OptimConfig(_Section):
     )
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """Length, batch and records of a run."""
 
     steps: Count = 100_000
@@ -358,7 +365,7 @@ class TrainConfig(_Section):
         return self
 
 
-class LaunchConfig(_Section):
+class LaunchConfig(Section):
     """How many workers, with what, and how DeepSpeed shards."""
 
     workers: Count = Field(2, description="processes that train together; the most, if elastic")
@@ -387,7 +394,7 @@ class LaunchConfig(_Section):
     )
 
 
-class TrackConfig(_Section):
+class TrackConfig(Section):
     """What shows a run while it goes on, beside metrics.jsonl and Prometheus."""
 
     tensorboard: bool = Field(False, description="write the run's tensorboard folder")
@@ -412,7 +419,7 @@ class TrackConfig(_Section):
         return value
 
 
-class TranslateConfig(_Section):
+class TranslateConfig(Section):
     """Tiles of whole-volume translation."""
 
     tile: tuple[Count, ...] = Field(
@@ -429,7 +436,7 @@ class TranslateConfig(_Section):
     batch: Count = Field(4, description="tiles at once")
 
 
-class Config(_Section):
+class Config(Section):
     """All settings of a run."""
 
     data: DataConfig = DataConfig()
@@ -546,15 +553,30 @@ def load_config(
         if not equals or not dot:
             raise ConfigError(f"override {override!r}: expected section.field=value")
         tree[section] = _section(tree, section) | {field: _scalar(text)}
+    return checked(Config, tree)
+
+
+def checked(root: type[S], tree: Mapping[str, Any]) -> S:
+    """The tree's settings. Raises ConfigError with a line for each that was refused."""
     try:
-        return Config.model_validate(tree)
+        return root.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(explained(error)) from None
+        refused = "\n".join(_explain(one, root) for one in error.errors())
+        raise ConfigError(refused) from None
 
 
-def explained(error: ValidationError, root: type[BaseModel] | None = None) -> str:
-    """One line for each setting that was refused, of a tree below `root` (Config)."""
-    return "\n".join(_explain(one, root or Config) for one in error.errors())
+def parsed(name: str, text: str) -> dict[str, Any]:
+    """Settings by section, of YAML. name: of the text, as in `config run.yaml`.
+
+    Raises ConfigError naming it.
+    """
+    try:
+        tree = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name}: not YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{name}: expected sections of settings, got {type(tree).__name__}")
+    return tree
 
 
 def _read_tree(source: Path | str | None) -> dict[str, Any]:
@@ -569,14 +591,7 @@ def _read_tree(source: Path | str | None) -> dict[str, Any]:
                 f"config {path}: no such file, nor a preset ({', '.join(preset_names())})"
             )
         text = path.read_text(errors="replace")
-    try:
-        tree = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"config {source}: not YAML: {error}") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(
-            f"config {source}: expected sections of settings, got {type(tree).__name__}"
-        )
+    tree = parsed(f"config {source}", text)
     tree = {name: {} if section is None else section for name, section in tree.items()}
     return _over_preset(tree) if "preset" in tree else tree
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
@@ -34,6 +35,7 @@ _CNAME: Literal["lz4"] = "lz4"
 _CLEVEL = 5
 _CHECKSUM = 4  # bytes
 _READ_BACK_BYTES = 1 << 20
+_READ_BACK_PARTS = 64  # at most, in one request
 _DECODED_CHUNKS = 8  # of which one is decoded again
 _NO_CHUNK = 2**64 - 1
 
@@ -124,10 +126,10 @@ def write_array(
     ]
     try:
         for shard in np.ndindex(*counts):
-            data = _encoded_shard(hu, layout, shard, pool)
-            stored_bytes += len(data)
-            _write(place, f"{array_path}/c/{'/'.join(map(str, shard))}", data)
-        _write(place, f"{array_path}/zarr.json", metadata)
+            name = f"{array_path}/c/{'/'.join(map(str, shard))}"
+            stored_bytes += _write_shard(place, name, hu, layout, shard, pool)
+        place.replace(f"{array_path}/zarr.json", metadata)
+        _check(place, f"{array_path}/zarr.json", [metadata])
     except BaseException:
         with suppress(StoreError):  # the next writer sweeps
             place.remove_tree(array_path)
@@ -135,50 +137,68 @@ def write_array(
     return Written(stored_bytes, hashlib.sha256(metadata).hexdigest())
 
 
-def _write(place: Place, name: str, data: bytes) -> None:
-    """Write a file and read it back."""
-    place.replace(name, data)
-    written = np.frombuffer(data, np.uint8)
-    starts = range(0, len(data), _READ_BACK_BYTES)
-    ends = [min(start + _READ_BACK_BYTES, len(data)) for start in starts]
-    if place.size(name) != len(data) or not all(
-        np.array_equal(
-            np.frombuffer(place.read_ranges(name, [start], [end - start])[0], np.uint8),
-            written[start:end],
+def _check(place: Place, name: str, parts: Sequence[bytes]) -> None:
+    """Read a file back and compare it with the parts that were written one behind the other."""
+    same = place.size(name) == sum(map(len, parts))
+    memory = memoryview(bytearray(max(_READ_BACK_BYTES, *map(len, parts), 0)))
+    first = start = 0
+    while same and first < len(parts):
+        lengths = list(itertools.accumulate(map(len, parts[first : first + _READ_BACK_PARTS])))
+        count = max(1, sum(length <= _READ_BACK_BYTES for length in lengths))
+        (back,) = place.read_ranges(name, [start], [lengths[count - 1]], memory)
+        begins = [0, *lengths]
+        same = all(
+            bytes(back[begin : begin + len(part)]) == part
+            for begin, part in zip(begins, parts[first : first + count], strict=False)
         )
-        for start, end in zip(starts, ends, strict=True)
-    ):
+        first, start = first + count, start + lengths[count - 1]
+    if not same:
         raise StoreCorrupt(f"{place}/{name}: reads back other bytes than were written")
 
 
-def _encoded_shard(
-    hu: np.ndarray, layout: Layout, shard: tuple[int, ...], pool: Executor | None
-) -> bytes:
-    """One shard's file: an index of offset and length (uint64) for each chunk in C order with its
-    CRC-32C, then the chunks in Z order, those that lie beyond the array left out."""
+def _write_shard(
+    place: Place,
+    name: str,
+    hu: np.ndarray,
+    layout: Layout,
+    shard: tuple[int, ...],
+    pool: Executor | None,
+) -> int:
+    """Write one shard's file, check it, and return its bytes: an index of offset and length
+    (uint64) for each chunk in C order with its CRC-32C, then the chunks in Z order, those that lie
+    beyond the array left out."""
     from zarr.core.indexing import morton_order_iter  # noqa: PLC0415
 
     grid = tuple(a // b for a, b in zip(layout.shard, layout.chunk, strict=True))
     inside = [
-        place
-        for place in morton_order_iter(grid)
+        chunk
+        for chunk in morton_order_iter(grid)
         if all(
             (s * n + i) * size < lead + whole
             for s, n, i, size, lead, whole in zip(
-                shard, grid, place, layout.chunk, layout.lead, hu.shape, strict=True
+                shard, grid, chunk, layout.chunk, layout.lead, hu.shape, strict=True
             )
         )
     ]
     first = [s * n for s, n in zip(shard, grid, strict=True)]
-    places = [np.add(first, place).tolist() for place in inside]
+    places = [np.add(first, chunk).tolist() for chunk in inside]
     encode = partial(_encoded_chunk, hu, layout)
-    chunks = list(map(encode, places) if pool is None else pool.map(encode, places))
     index = np.full((*grid, 2), _NO_CHUNK, "<u8")
     offset = index.nbytes + _CHECKSUM
-    for place, chunk in zip(inside, chunks, strict=True):
-        index[place] = offset, len(chunk)
-        offset += len(chunk)
-    return b"".join([_checked(index.tobytes()), *chunks])
+    parts = [bytes(offset)]  # the index, once it is known
+    with place.replacing(name) as file:
+        file.write(parts[0])
+        encoded = map(encode, places) if pool is None else pool.map(encode, places)
+        for chunk, part in zip(inside, encoded, strict=True):
+            file.write(part)
+            index[chunk] = offset, len(part)
+            offset += len(part)
+            parts.append(part)
+        parts[0] = _checked(index.tobytes())
+        file.seek(0)
+        file.write(parts[0])
+    _check(place, name, parts)
+    return offset
 
 
 def _encoded_chunk(hu: np.ndarray, layout: Layout, place: Sequence[int]) -> bytes:

@@ -17,7 +17,7 @@ __all__ = ["TISSUE_HU", "FrameOrigin", "body_mask", "find_body", "frame_origin"]
 TISSUE_HU = -300.0  # between fat (-100) and lung (-700 and less)
 LUNG_HU = (-950.0, -500.0)  # gas in the bowel and air around the patient lie below
 
-_COARSE_MM = 2.5  # the work is done in voxels of at most this size where the volume's are smaller
+_COARSE_MM = 3.0  # the work is done in voxels of at most this size where the volume's are smaller
 _LUNG_BASE_MM2 = 2000.0
 _LUNG_HEIGHT_MM = 10.0
 _WHOLE_LUNG_MM3 = 500_000.0  # of two lungs after a full breath: a tenth

@@ -53,6 +53,7 @@ _WHOLE_BYTES = 1 << 24  # a file of up to so much is read at once where its pixe
 _MAX_UNUSUAL_HEADER = 1 << 24  # pydicom takes seconds for that much of tiny elements
 _MAX_INFLATED_HEADER = 1 << 24
 _MAX_INFLATED = 1 << 29
+_KEPT_TAGS = 4096
 
 # Value representations by the size of their length field (PS3.5 7.1.2).
 _SHORT = "AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US"
@@ -60,8 +61,23 @@ _LONG = "OB OD OF OL OV OW SQ SV UC UN UR UT UV"
 _SHORT_VRS = {vr.encode(): vr for vr in _SHORT.split()}
 _LONG_VRS = {vr.encode(): vr for vr in _LONG.split()}
 
-_base_tag = lru_cache(4096)(BaseTag)
+
+class _Tags(dict[int, tuple[int, BaseTag]]):
+    """Tags by the four bytes of a file as one number: plain, which is compared ten times as fast,
+    and as pydicom has them."""
+
+    def __missing__(self, word: int) -> tuple[int, BaseTag]:
+        tag = (word & 0xFFFF) << 16 | word >> 16
+        pair = tag, BaseTag(tag)
+        if len(self) < _KEPT_TAGS:  # a hostile file may have any number of them
+            self[word] = pair
+        return pair
+
+
+_TAGS = _Tags()
+_base_tag = lru_cache(64)(BaseTag)
 _syntax = lru_cache(64)(UID)
+_first_header = Struct("<I2sH").unpack_from
 _short_header = Struct("<HH2sH").unpack_from
 _item_header = Struct("<HHI").unpack_from
 _length = Struct("<I").unpack_from
@@ -254,15 +270,16 @@ def _elements(data: bytes, at: int, implicit: bool, before: int) -> tuple[_Raw, 
     found: _Raw = {}
     last = 0
     end = len(data)
+    short_vr, raw_element = _SHORT_VRS.get, tuple.__new__
     while at < end:
-        group, element, code, length = _short_header(data, at)
-        tag = group << 16 | element
+        word, code, length = _first_header(data, at)
+        tag, key = _TAGS[word]
         if tag >= before:
             return found, at
         if tag <= last:
             raise _Unusual
         last = tag
-        vr = None if implicit else _SHORT_VRS.get(code)
+        vr = None if implicit else short_vr(code)
         if vr is not None:  # nearly all
             start = at + 8
             finish = at = start + length
@@ -279,11 +296,10 @@ def _elements(data: bytes, at: int, implicit: bool, before: int) -> tuple[_Raw, 
                     _items_end(data, start, finish, implicit, 1)
         if at > end:
             raise IndexError
-        key = _base_tag(tag)
         value = data[start:finish] if finish > start else None
         # Twice as fast as by its own constructor.
         raw = key, vr, finish - start, value, start, implicit, True
-        found[key] = tuple.__new__(RawDataElement, raw)
+        found[key] = raw_element(RawDataElement, raw)
     return found, at
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from storage.errors import StoreError
 
-__all__ = ["make_folders", "replace_file"]
+__all__ = ["make_folders", "replace_file", "replacing_file"]
 
 
 def replace_file(path: Path, data: bytes) -> None:
@@ -15,10 +18,18 @@ def replace_file(path: Path, data: bytes) -> None:
 
     One writer of this file at a time. Raises StoreError when the disk refuses.
     """
+    with replacing_file(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def replacing_file(path: Path) -> Iterator[BinaryIO]:
+    """`replace_file` for what is written piece by piece: the file is at its path when the block
+    has ended without an error, and as it was before that."""
     temporary = path.with_name(f".{path.name}.new")
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -28,6 +39,9 @@ def replace_file(path: Path, data: bytes) -> None:
         raise StoreError(
             f"{path}: not written ({error.strerror}); the store stays as it was"
         ) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def make_folders(path: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from blake3 import blake3
 from pydicom.dataset import Dataset
 
+from storage.array import as_int16
 from storage.body import find_body
 from storage.bounds import reading
 from storage.catalogue import Row
@@ -25,7 +26,7 @@ from storage.provenance import provenance
 from storage.pseudonym import Pseudonyms, load_key, scrub, text_values
 from storage.rules import Rules, label_source
 from storage.series import Source, read_source
-from storage.store import Spacing, stage_volume
+from storage.store import Spacing, measuring, stage_volume
 from storage.volume import Volume
 
 __all__ = [
@@ -43,7 +44,7 @@ __all__ = [
 
 # To be raised with every change that gives other voxels, body masks or frames for the same files:
 # volumes of an older version are then done again.
-INGEST_VERSION = 4
+INGEST_VERSION = 5
 
 # More voxels than any CT has, 1 GiB as int16: a grid that is too fine for the series, or a series
 # that claims to be metres long.
@@ -223,24 +224,26 @@ def _staged(
 ) -> Row:
     read, headers, read_mask = image
     own = canonical(read)
-    volume = own if cohort.spacing_mm is None else _resampled(own, cohort.spacing_mm, job)
-    body, origin = find_body(volume)
-    return stage_volume(
-        cohort.place,
-        cohort.spacing_mm,
-        volume,
-        body,
-        origin,
-        volume_id=job.series,
-        patient=_patient(job, headers, cohort.names),
-        domain=labels[0],
-        phase=labels[1],
-        source_digest=digest,
-        source_stat=job.stat,
-        ingest_version=INGEST_VERSION,
-        provenance=provenance(source, headers, read, own, volume, body, origin),
-        mask=None if read_mask is None else nearest_like(read_mask, volume) != 0,
-    )
+    volume = as_int16(own if cohort.spacing_mm is None else _resampled(own, cohort.spacing_mm, job))
+    with measuring(volume) as measured:
+        body, origin = find_body(volume)
+        return stage_volume(
+            cohort.place,
+            cohort.spacing_mm,
+            volume,
+            body,
+            origin,
+            volume_id=job.series,
+            patient=_patient(job, headers, cohort.names),
+            domain=labels[0],
+            phase=labels[1],
+            source_digest=digest,
+            source_stat=job.stat,
+            ingest_version=INGEST_VERSION,
+            provenance=provenance(source, headers, read, own, volume, body, origin),
+            mask=None if read_mask is None else nearest_like(read_mask, volume) != 0,
+            measured=measured,
+        )
 
 
 def _resampled(own: Volume, spacing_mm: Spacing, job: Job) -> Volume:

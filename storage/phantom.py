@@ -3,8 +3,8 @@
 Realistic: anatomy from the aortic arch to the iliac crests that varies between subjects (size,
 fat, pose, organ shape and place, smooth deformation), HU of every tissue in three phases with
 variation, an iodine dose per subject, partial volume, slice thickness, blur, correlated noise,
-air-fluid levels, fat planes, small aortic plaques whose exact mask is known, and DICOM as a
-scanner writes it.
+air-fluid levels, fat planes, small plaques of aorta and iliac arteries whose exact mask is known,
+and DICOM as a scanner writes it.
 
 Not realistic: organs are smooth textbook shapes without disease other than plaque; no arms,
 shoulders, neck, pelvis or breasts; bowel without folds; breathing, pulsation and the mixing of
@@ -31,13 +31,14 @@ from .nifti import write_nifti
 from .phantom_anatomy import Subject, draw_subject
 from .phantom_plaque import Plaque
 from .phantom_render import Labels, labels, render, render_phases
-from .phantom_scanner import Protocol
+from .phantom_scanner import TO_ILIACS, Protocol
 from .phantom_tissue import PHASES, TISSUES, Label, Phase
 from .volume import Volume
 
 __all__ = [
     "PHASES",
     "TISSUES",
+    "TO_ILIACS",
     "Label",
     "Labels",
     "Phase",

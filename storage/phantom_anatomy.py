@@ -16,11 +16,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from .phantom_plaque import Plaque, draw_plaques
+from .phantom_plaque import AORTA, ILIAC, Plaque, Wall, draw_plaques
 from .phantom_shapes import Array, Knots, Ripple, Vector, spline
 from .phantom_tissue import TissueHU, draw_hu
 
-__all__ = ["ARTERIAL_WALL_MM", "OrganShape", "Subject", "aorta_path", "draw_subject"]
+__all__ = [
+    "ARTERIAL_WALL_MM",
+    "ILIACS",
+    "OrganShape",
+    "Subject",
+    "aorta_path",
+    "draw_subject",
+    "iliac_path",
+]
 
 Triple = tuple[float, float, float]
 
@@ -32,6 +40,12 @@ _AORTA: Knots = (
     (20, -20, 280, 13), (24, -14, 250, 12.5), (22, -18, 200, 12), (18, -23, 150, 11.5),
     (12, -29, 110, 11), (9, -31, 60, 10.5), (8, -31, 10, 9.5), (7, -31, -40, 9), (5, -30, -72, 8.5),
 )  # fmt: skip
+
+# From the bifurcation to the brim of the pelvis, by tissue.
+ILIACS: Mapping[str, Knots] = {
+    "iliac_artery_left": ((5, -30, -70, 6.5), (20, -27, -95, 6), (42, -15, -150, 5.5)),
+    "iliac_artery_right": ((4, -30, -70, 6.5), (-14, -28, -95, 6), (-38, -15, -150, 5.5)),
+}
 
 # Amplitude and wavelength of the surface ripple of each organ, in mm.
 _RIPPLES = {
@@ -142,8 +156,11 @@ def draw_subject(seed: int) -> Subject:
         plaques=(),
     )
     path = aorta_path(subject, 1.0)
-    lumen = path[:, 3] - ARTERIAL_WALL_MM
-    return replace(subject, plaques=draw_plaques(rng, path[:, :3], lumen, subject.from_atlas))
+    walls = [Wall(path[:, :3], path[:, 3] - ARTERIAL_WALL_MM, AORTA)]
+    for name in ILIACS:  # their wall is too thin to be drawn
+        path = iliac_path(subject, name, 1.0)
+        walls.append(Wall(path[:, :3], path[:, 3], ILIAC))
+    return replace(subject, plaques=draw_plaques(rng, walls, subject.from_atlas))
 
 
 def aorta_path(subject: Subject, step_mm: float = 4.0) -> Vector:
@@ -152,6 +169,13 @@ def aorta_path(subject: Subject, step_mm: float = 4.0) -> Vector:
     path = spline(_AORTA, step_mm)
     path[:, :3] += shape.offset_mm
     path[:, 3] *= shape.scale[0]
+    return path
+
+
+def iliac_path(subject: Subject, name: str, step_mm: float = 4.0) -> Vector:
+    """[n, 4] points and radius along one of the subject's common iliac arteries, in atlas mm."""
+    path = spline(ILIACS[name], step_mm)
+    path[:, :3] += subject.organs["aorta"].offset_mm
     return path
 
 

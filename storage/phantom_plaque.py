@@ -1,8 +1,8 @@
-"""Calcified plaques on the aortic wall: their shape, and how they are drawn."""
+"""Calcified plaques on the walls of arteries: their shape, and how they are drawn."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,13 +10,16 @@ import numpy.typing as npt
 
 from .phantom_shapes import Array, Vector
 
-__all__ = ["Plaque", "draw_plaques"]
+__all__ = ["AORTA", "ILIAC", "Plaque", "Wall", "draw_plaques"]
 
 Triple = tuple[float, float, float]
 
-# Range of z in the atlas, and the fewest and most plaques there: the part of the aorta that a scan
+Region = tuple[tuple[float, float], tuple[int, int]]
+
+# Range of z in the atlas, and the fewest and most plaques there. Of the aorta: the part that a scan
 # from the lung bases to the lower poles of the kidneys shows, and the chest with the arch.
-_REGIONS = (((-58.0, 88.0), (4, 12)), ((100.0, 300.0), (1, 5)))
+AORTA: tuple[Region, ...] = (((-58.0, 88.0), (4, 12)), ((100.0, 300.0), (1, 5)))
+ILIAC: tuple[Region, ...] = (((-142.0, -86.0), (0, 3)),)
 _APART_MM = 9.0
 
 
@@ -63,18 +66,27 @@ class Plaque:
         return inside
 
 
+@dataclass(frozen=True)
+class Wall:
+    """An artery's wall: axis [n, 3], points along it in atlas mm, about 1 mm apart; lumen_radius
+    [n]; and how many plaques lie where along z."""
+
+    axis: Vector
+    lumen_radius: Vector
+    regions: tuple[Region, ...]
+
+
 def draw_plaques(
-    rng: np.random.Generator, axis: Vector, lumen_radius: Vector, to_mm: Callable[[Vector], Vector]
+    rng: np.random.Generator, walls: Sequence[Wall], to_mm: Callable[[Vector], Vector]
 ) -> tuple[Plaque, ...]:
-    """4 to 12 plaques in the abdomen and 1 to 5 in the chest, more of them further down.
+    """Plaques on every wall, as many as its regions say, more of them further down.
 
     Each is a lesion of its own, 9 mm or more from the next: 1 to 6 mm long (five in six at least
-    2 mm), 0.5 to 2 mm thick, with a peak of 200 to 1200 HU. axis: [n, 3] points along the aorta in
-    atlas mm, about 1 mm apart. lumen_radius: [n]. to_mm: atlas to subject mm.
+    2 mm), 0.5 to 2 mm thick, with a peak of 200 to 1200 HU. to_mm: atlas to subject mm.
     """
-    z = axis[1:-1, 2]
     plaques: list[Plaque] = []
-    for (lowest, highest), (fewest, most) in _REGIONS:
+    for wall, ((lowest, highest), (fewest, most)) in _regions(walls):
+        axis, z = wall.axis, wall.axis[1:-1, 2]
         allowed = 1 + np.flatnonzero((z > lowest) & (z < highest))
         weight = np.exp(-axis[allowed, 2] / 120)
         wanted = len(plaques) + int(rng.integers(fewest, most + 1))
@@ -82,11 +94,15 @@ def draw_plaques(
             at = int(rng.choice(allowed, p=weight / weight.sum()))
             along = axis[at + 1] - axis[at - 1]
             outward = _perpendicular(along, float(rng.uniform(0, 2 * np.pi)))
-            middle, centre = to_mm(axis[at]), to_mm(axis[at] + lumen_radius[at] * outward)
+            middle, centre = to_mm(axis[at]), to_mm(axis[at] + wall.lumen_radius[at] * outward)
             if all(np.linalg.norm(centre - p.centre_mm) >= _APART_MM for p in plaques):
                 tangent = to_mm(axis[at + 1]) - to_mm(axis[at - 1])
                 plaques.append(_draw_plaque(rng, len(plaques) + 1, middle, centre, tangent))
     return tuple(plaques)
+
+
+def _regions(walls: Sequence[Wall]) -> list[tuple[Wall, Region]]:
+    return [(wall, region) for wall in walls for region in wall.regions]
 
 
 def _draw_plaque(

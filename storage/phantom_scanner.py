@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from .phantom_shapes import Array, Vector
 
-__all__ = ["Protocol", "grid_affine", "noise_hu"]
+__all__ = ["TO_ILIACS", "Protocol", "grid_affine", "noise_hu"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,10 @@ class Protocol:
                 f"protocol blur_px {self.blur_px}, noise_sd_hu {self.noise_sd_hu}: expected a "
                 "blur of 0 or more, and a range of two numbers of 0 or more, the lower first"
             )
+
+
+# From the lung bases to the brim of the pelvis; the usual one ends at the aorta's bifurcation.
+TO_ILIACS = Protocol(shape=(84, 192, 192), centre_mm=(0.0, -30.0, -16.0))
 
 
 def grid_affine(protocol: Protocol) -> Vector:

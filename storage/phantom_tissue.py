@@ -42,6 +42,8 @@ class Label(IntEnum):
     SVC = 62
     IVC = 63
     PORTAL_VEIN = 64  # with the splenic vein, as in TotalSegmentator
+    ILIAC_ARTERY_LEFT = 65
+    ILIAC_ARTERY_RIGHT = 66
     SKIN = 130
     FAT = 131
     MUSCLE = 132
@@ -118,6 +120,8 @@ TISSUES: Mapping[str, Tissue] = {
     "arterial_wall": Tissue(45, 15, 40, 2, 3, Label.AORTA),
     "aorta": Tissue(40, 285, 109, 2.5, 3, Label.AORTA),
     "artery": Tissue(40, 270, 105, 2.5, 3, Label.OTHER_VESSEL),
+    "iliac_artery_left": Tissue(40, 270, 105, 2.5, 3, Label.ILIAC_ARTERY_LEFT),
+    "iliac_artery_right": Tissue(40, 270, 105, 2.5, 3, Label.ILIAC_ARTERY_RIGHT),
     "pulmonary_artery": Tissue(40, 190, 108, 2.5, 3, Label.OTHER_VESSEL),
     "svc": Tissue(40, 150, 105, 2.5, 4, Label.SVC),
     "ivc_infrarenal": Tissue(40, 20, 75, 2.5, 4, Label.IVC),
@@ -144,6 +148,9 @@ _KIN = {
     **dict.fromkeys(_BLOOD, "aorta"),
 }
 
+# The same tissue under other labels.
+_SAME = dict.fromkeys(("iliac_artery_left", "iliac_artery_right"), "artery")
+
 
 @dataclass(frozen=True)
 class TissueHU:
@@ -167,10 +174,12 @@ def draw_hu(rng: np.random.Generator) -> dict[str, TissueHU]:
     HU before iodine vary by each tissue's spread and enhancement by 10 % (normal, cut at 2 standard
     deviations), beside the dose factor, which multiplies the enhancement of all tissues alike.
     """
-    deviations = {name: np.clip(rng.standard_normal(3), -2.0, 2.0) for name in TISSUES}
+    own = [name for name in TISSUES if name not in _SAME]
+    deviations = {name: np.clip(rng.standard_normal(3), -2.0, 2.0) for name in own}
     drawn = {}
     for name, tissue in TISSUES.items():
-        base, arterial, portal = deviations[_KIN.get(name, name)]
+        first = _SAME.get(name, name)
+        base, arterial, portal = deviations[_KIN.get(first, first)]
         drawn[name] = TissueHU(
             float(tissue.hu + tissue.spread * base),
             float(tissue.arterial * (1 + 0.1 * arterial)),

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from .phantom_anatomy import ARTERIAL_WALL_MM, Subject, aorta_path
+from .phantom_anatomy import ARTERIAL_WALL_MM, ILIACS, Subject, aorta_path, iliac_path
 from .phantom_organs import organ_path
 from .phantom_shapes import Knots, Layer, Points, Vector, spline, tube, tube_layers
 
@@ -37,8 +37,6 @@ _ARTERIES: tuple[Knots, ...] = (
     ((9, -38, 42, 4.2), (8, -52, 28, 4.2), (5, -57, -10, 3.8), (0, -64, -80, 3)),  # mesenteric
     ((10, -31, 8, 3.6), (28, -16, 7, 3.2), (42, 2, 8, 2.6)),  # renal
     ((5, -30, 4, 3.4), (-20, -17, 1, 3.2), (-40, 4, -8, 2.6)),
-    ((5, -30, -70, 6.5), (20, -27, -95, 6), (42, -15, -150, 5.5)),  # iliac
-    ((4, -30, -70, 6.5), (-14, -28, -95, 6), (-38, -15, -150, 5.5)),
     ((-10, -54, 288, 6), (-14, -44, 330, 6)),  # brachiocephalic, left carotid, left subclavian
     ((2, -42, 296, 4), (2, -32, 335, 4)),
     ((14, -28, 292, 5), (22, -20, 335, 5)),
@@ -55,6 +53,8 @@ def vessel_layers(subject: Subject, points: Points) -> Iterator[Layer]:
         path = spline(knots)
         path[:, :3] += subject.organs["aorta"].offset_mm
         yield from tube_layers(points, "artery", path)
+    for tissue in ILIACS:
+        yield from tube_layers(points, tissue, iliac_path(subject, tissue))
     hit = tube(points, aorta_path(subject), 2)
     if hit is not None:
         box, distance = hit

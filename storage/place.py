@@ -12,10 +12,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache, partial
+from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from storage.durable import make_folders, replace_file
+from storage.durable import make_folders, replace_file, replacing_file
 from storage.errors import StoreCorrupt, StoreError, StoreMissing
 
 if TYPE_CHECKING:
@@ -96,6 +97,14 @@ class Place(ABC):
         any more.
         """
 
+    @contextmanager
+    def replacing(self, name: str) -> Iterator[BinaryIO]:
+        """`replace` for what is written piece by piece: the file is there when the block has ended
+        without an error."""
+        memory = BytesIO()
+        yield memory
+        self.replace(name, memory.getvalue())
+
     @abstractmethod
     def list(self, folder: str = "") -> Iterator[str]:
         """Names of the files and (with '/' at the end) folders right in `folder`; none if it is
@@ -167,6 +176,13 @@ class LocalPlace(Place):
         make_folders(path.parent)
         replace_file(path, data)
         return _version(path.stat())
+
+    @contextmanager
+    def replacing(self, name: str) -> Iterator[BinaryIO]:
+        path = self._path(name)
+        make_folders(path.parent)
+        with replacing_file(path) as file:
+            yield file
 
     def list(self, folder: str = "") -> Iterator[str]:
         path = self._path(folder) if folder else self.root

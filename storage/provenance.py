@@ -46,12 +46,12 @@ def provenance(
         *map(dict, read.steps),
         {"step": "reorder axes", "from": _axes(read), "to": _axes(own)},
         *_resampled(own, volume),
-        {"step": "round", "to": "int16", "hu": [int(volume.hu.min()), int(volume.hu.max())]},
+        {"step": "round", "to": "int16", "hu": [int(end) for end in volume.hu_range]},
         {
             "step": "mark the body",
             "above_hu": TISSUE_HU,
             "left_out": "all but the largest piece: table, blankets, detached arms",
-            "share_of_voxels": round(float(body.mean()), 4),
+            "share_of_voxels": round(np.count_nonzero(body) / body.size, 4),
         },
         {"step": "place the frame", "rule": origin.rule, "voxel": list(origin.index)},
     ]

@@ -9,9 +9,9 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,15 @@ from storage.volume import Volume
 if TYPE_CHECKING:  # SciPy, which it needs, takes a third of a second to import
     from storage.body import FrameOrigin
 
-__all__ = ["STORE_VERSION", "Spacing", "Store", "Writer", "stage_volume"]
+__all__ = [
+    "STORE_VERSION",
+    "Measured",
+    "Spacing",
+    "Store",
+    "Writer",
+    "measuring",
+    "stage_volume",
+]
 
 STORE_VERSION = 3
 
@@ -271,6 +279,24 @@ class Writer:
             self.place.remove_tree(name.rstrip("/"))
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What threads find out about a volume's voxels; see `measuring`."""
+
+    pool: ThreadPoolExecutor
+    digest: Future[str]
+    histogram: Future[tuple[int, ...]]
+
+
+@contextmanager
+def measuring(volume: Volume) -> Iterator[Measured]:
+    """Hash and count the voxels (of `as_int16`) while the block runs: neither needs to know where
+    the body is, which can be looked for meanwhile."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        digest = pool.submit(content_digest, volume.hu, _affine(volume))
+        yield Measured(pool, digest, pool.submit(hu_histogram, volume.hu))
+
+
 def stage_volume(
     place: Place,
     spacing_mm: Spacing | None,
@@ -287,6 +313,7 @@ def stage_volume(
     provenance: Mapping[str, Any],
     mask: np.ndarray | None = None,
     source_stat: str = "",
+    measured: Measured | None = None,
 ) -> Row:
     """Write an array at a fresh path, check what was written, and return the row that would commit
     it.
@@ -295,7 +322,8 @@ def stage_volume(
     makes the volume exist.
 
     spacing_mm: the store's grid. body: bool [Z, Y, X], true inside of the patient. mask: bool
-    [Z, Y, X], voxels that a stream may prefer, such as calcium.
+    [Z, Y, X], voxels that a stream may prefer, such as calcium. measured: of this volume, where it
+    was begun before.
     Raises IngestError for HU that int16 cannot hold or a volume without body, GeometryError for
     another spacing than the store's, StoreError when it cannot be written (disk full).
     """
@@ -304,7 +332,6 @@ def stage_volume(
             f"volume {volume_id!r} of domain {domain!r}; expected a-z, 0-9 and - and 1 or 2"
         )
     volume = as_int16(volume)
-    hu = volume.hu
     _check_grid(
         volume, spacing_mm, {"body mask": body} | ({"mask": mask} if mask is not None else {})
     )
@@ -314,7 +341,6 @@ def stage_volume(
             f"the body mask marks {np.count_nonzero(body)} of {body.size} voxels and fills no "
             "cell; expected a patient in the volume"
         )
-    affine = tuple(float(v) + 0.0 for v in volume.affine.ravel())  # no negative zero
     described: dict[str, Any] = {
         "volume_id": volume_id,
         "patient": patient,
@@ -322,15 +348,15 @@ def stage_volume(
         "phase": phase,
         "shape": volume.shape,
         "spacing_mm": volume.spacing_mm,
-        "affine": affine,
+        "affine": _affine(volume),
         "frame_origin": origin.index,
         "frame_rule": origin.rule,
         "provenance": provenance,
     }
     array_path = f"volumes/{volume_id}-{secrets.token_hex(8)}"
-    # Hashing and compressing need no Python: they go on beside what does.
-    with ThreadPoolExecutor(_THREADS) as pool:
-        digest = pool.submit(content_digest, hu, affine)
+    # No stream reads volumes of different grids: nothing is gained by the padding there.
+    corner = (0, 0, 0) if spacing_mm is None else origin.index
+    with measuring(volume) if measured is None else nullcontext(measured) as threads:
         found = {
             "hu_min": int(volume.hu_range[0]),
             "hu_max": int(volume.hu_range[1]),
@@ -339,19 +365,24 @@ def stage_volume(
             "cells_grid": cells_grid,
             "body_cells": cells,
             "mask_cells": b"" if mask is None else mask_cells(mask, cell_shape),
-            "hu_histogram": hu_histogram(hu),
+            "hu_histogram": threads.histogram.result(),
         }
-        attributes = described | {"digest": digest.result()}
-        written = write_array(place, array_path, hu, attributes, origin.index, pool)
+        digest = threads.digest.result()
+        attributes = described | {"digest": digest}
+        written = write_array(place, array_path, volume.hu, attributes, corner, threads.pool)
     return Row(
         **(described | found | {"provenance": json.dumps(provenance, sort_keys=True)}),
         array_path=array_path,
         **asdict(written),
-        digest=digest.result(),
+        digest=digest,
         source_digest=source_digest,
         source_stat=source_stat,
         ingest_version=ingest_version,
     )
+
+
+def _affine(volume: Volume) -> tuple[float, ...]:
+    return tuple(float(v) + 0.0 for v in volume.affine.ravel())  # no negative zero
 
 
 def _check_grid(
@@ -367,10 +398,10 @@ def _check_grid(
 
 
 def _bounding_box(mask: np.ndarray) -> tuple[int, int, int, int, int, int]:
+    plane = np.asarray(mask.any(axis=0))
     lows, highs = [], []
-    for axis in range(3):
-        others = tuple(other for other in range(3) if other != axis)
-        hit = np.flatnonzero(mask.any(axis=others))
+    for along in (mask.any(axis=(1, 2)), plane.any(axis=1), plane.any(axis=0)):
+        hit = np.flatnonzero(along)
         lows.append(int(hit[0]))
         highs.append(int(hit[-1]) + 1)
     return lows[0], lows[1], lows[2], highs[0], highs[1], highs[2]

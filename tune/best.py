@@ -15,7 +15,7 @@ from tune.config import FinalConfig, SearchConfig
 from tune.space import Space, Values, with_values
 from tune.study import FINAL
 
-__all__ = ["best_first", "chosen", "retrained", "write_best"]
+__all__ = ["best_first", "chosen", "retrained", "rivals", "write_best"]
 
 
 def best_first(study: optuna.Study) -> list[FrozenTrial]:
@@ -55,14 +55,30 @@ def chosen(
 
 def retrained(study: optuna.Study) -> dict[tuple[int, int | None], list[FrozenTrial]]:
     """Complete retrainings by point and K, each with its seeds; empty if there are none."""
-    names = [one.study_name for one in study._storage.get_all_studies()]
     found: dict[tuple[int, int | None], list[FrozenTrial]] = defaultdict(list)
-    if f"{study.study_name}{FINAL}" in names:
-        final = optuna.load_study(study_name=f"{study.study_name}{FINAL}", storage=study._storage)
-        for trial in final.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-            attributes = trial.user_attrs
+    for trial in _final_trials(study):
+        attributes = trial.user_attrs
+        if "point" in attributes:
             found[attributes["point"], attributes.get("components")].append(trial)
     return dict(found)
+
+
+def rivals(study: optuna.Study) -> dict[str, list[FrozenTrial]]:
+    """Complete trainings of the presets and files of `final.against`, each with its seeds."""
+    found: dict[str, list[FrozenTrial]] = defaultdict(list)
+    for trial in _final_trials(study):
+        if "against" in trial.user_attrs:
+            found[trial.user_attrs["against"]].append(trial)
+    return dict(found)
+
+
+def _final_trials(study: optuna.Study) -> list[FrozenTrial]:
+    name = f"{study.study_name}{FINAL}"
+    if name not in [one.study_name for one in study._storage.get_all_studies()]:
+        return []
+    final = optuna.load_study(study_name=name, storage=study._storage)
+    complete: list[FrozenTrial] = final.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    return complete
 
 
 def winner(study: optuna.Study) -> tuple[FrozenTrial, int | None] | None:

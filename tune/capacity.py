@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 
+from launch.room import make_room, places
 from tune.config import ResourcesConfig
 
-__all__ = ["CapacityError", "trials_at_once"]
-
-_SLACK = 1e-6  # of fractions: ten times 0.1 GPU are one
+__all__ = ["CapacityError", "make_room_for_trials", "trials_at_once"]
 
 
 class CapacityError(RuntimeError):
@@ -24,8 +22,7 @@ def trials_at_once(nodes: Iterable[Mapping[str, float]], took: ResourcesConfig) 
     none for one trial.
     """
     nodes = list(nodes)
-    places = sum(_places(node, took) for node in nodes)
-    trials = places // took.workers
+    trials = places(nodes, _needs(took)) // took.workers
     if trials < 1:
         raise CapacityError(
             f"resources: a trial takes {took.workers} x ({took.cpus_per_worker:g} CPU, "
@@ -35,12 +32,12 @@ def trials_at_once(nodes: Iterable[Mapping[str, float]], took: ResourcesConfig) 
     return min(trials, took.most_at_once or trials)
 
 
-def _places(node: Mapping[str, float], took: ResourcesConfig) -> int:
-    cpus = math.floor(node.get("CPU", 0) / took.cpus_per_worker + _SLACK)
-    if not took.gpus_per_worker:
-        return cpus
-    gpus = node.get("GPU", 0)
-    share = took.gpus_per_worker
-    if share < 1:
-        return min(cpus, math.floor(gpus) * math.floor(1 / share + _SLACK))
-    return min(cpus, math.floor(gpus / share + _SLACK))
+def make_room_for_trials(took: ResourcesConfig) -> None:
+    """Have a cluster that scales itself grow for `resources.most_at_once` trials, or for one."""
+    wanted = took.workers * (took.most_at_once or 1)
+    make_room(_needs(took), wanted, least=took.workers)
+
+
+def _needs(took: ResourcesConfig) -> dict[str, float]:
+    needs = {"CPU": took.cpus_per_worker, "GPU": took.gpus_per_worker}
+    return {name: need for name, need in needs.items() if need}

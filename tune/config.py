@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from pmg.config import Config, ConfigError, explained, load_config
+from pmg.config import Config, ConfigError, Section, checked, load_config, parsed
 from tune.objectives import OBJECTIVES, nearest_objective
-from tune.space import Parameter, Space, Values, checked_space
+from tune.space import Parameter, Space, Values, changeable, checked_space
 
 __all__ = [
     "BaseConfig",
@@ -32,20 +32,14 @@ Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
-    )
-
-
-class BaseConfig(_Section):
+class BaseConfig(Section):
     """The configuration that trials differ from in the searched settings alone."""
 
     config: str = Field("recommended", description="a preset's name, or a YAML file of settings")
     overrides: tuple[str, ...] = Field((), description="section.field=value, over it")
 
 
-class ObjectiveConfig(_Section):
+class ObjectiveConfig(Section):
     """What is made small or large."""
 
     name: str
@@ -69,7 +63,7 @@ class ObjectiveConfig(_Section):
         return (self.direction or OBJECTIVES[self.name].direction) == "minimize"
 
 
-class ValidationConfig(_Section):
+class ValidationConfig(Section):
     """What trials are judged on; no trial trains on it."""
 
     domain: Literal[1, 2] = Field(1, description="of the scans that are translated")
@@ -82,7 +76,7 @@ class ValidationConfig(_Section):
     most_cases: Count = Field(4, description="cases that are translated, at most")
 
 
-class SamplerConfig(_Section):
+class SamplerConfig(Section):
     """Who proposes the next trial."""
 
     name: Literal["tpe", "gp", "cmaes", "nsga2", "random"] = "tpe"
@@ -91,27 +85,50 @@ class SamplerConfig(_Section):
     population: Count = Field(16, description="of nsga2: trials in a generation")
 
 
-class PrunerConfig(_Section):
-    """Who ends hopeless trials early, by the first objective at the steps of evaluation."""
+class PrunerConfig(Section):
+    """Who ends hopeless trials early, by the first objective at the steps of evaluation.
 
-    name: Literal["none", "asha", "median", "hyperband"] = "asha"
+    pbt: in a bad trial's place a good one's weights are trained on, with other loss weights and
+    learning rates.
+    """
+
+    name: Literal["none", "asha", "median", "hyperband", "pbt"] = "asha"
     factor: Annotated[int, Field(ge=2)] = Field(
-        4, description="of asha and hyperband: one in so many trials passes a rung"
+        4,
+        description="of asha and hyperband: one in so many trials passes a rung; of pbt: one in so "
+        "many is ended, and one in so many handed on",
     )
-    startup_trials: Count = Field(4, description="of median: trials that are never ended")
+    startup_trials: Count = Field(
+        4,
+        description="of median: trials that are never ended; of pbt: trials that have come to a "
+        "step before one is ended there",
+    )
 
 
-class FinalConfig(_Section):
+class FinalConfig(Section):
     """Retraining of the chosen points, so that luck is not taken for merit."""
 
     points: Annotated[int, Field(ge=0)] = Field(2, description="best points (0: none)")
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((1, 2), description="of train.seed")
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (11, 12), description="of train.seed, others than the trials'"
+    )
+    against: tuple[str, ...] = Field(
+        (),
+        description="presets or files trained beside them in full, with as many steps and the same "
+        "seeds",
+    )
     components: tuple[Count, ...] = Field(
         (), description="K at which the best point is retrained too: the evidence for its advice"
     )
 
+    @model_validator(mode="after")
+    def _compares_with_something(self) -> FinalConfig:
+        if (self.against or self.components) and not self.points:
+            raise ValueError("against and components go with points: expected 1 or more")
+        return self
 
-class BudgetConfig(_Section):
+
+class BudgetConfig(Section):
     """How many trials of how many steps."""
 
     trials: Count = 30
@@ -127,7 +144,7 @@ class BudgetConfig(_Section):
         return self
 
 
-class ResourcesConfig(_Section):
+class ResourcesConfig(Section):
     """What one trial takes; as many run at once as fit the cluster."""
 
     workers: Count = Field(1, description="of a trial: its own Ray Train group")
@@ -148,7 +165,7 @@ class ResourcesConfig(_Section):
         return self
 
 
-class ConstraintsConfig(_Section):
+class ConstraintsConfig(Section):
     """What a trial may take; samplers stay away from what takes more, and it can't be the best."""
 
     memory_bytes: Count | None = Field(
@@ -157,15 +174,19 @@ class ConstraintsConfig(_Section):
     seconds_per_step: Positive | None = None
 
 
-class WarmStartConfig(_Section):
+class WarmStartConfig(Section):
     """An earlier study whose best points are tried first."""
 
     storage: str = Field(description="its file or URL, or the folder of its search")
     study: str | None = Field(None, description="its name; none: the storage's only search")
-    points: Count = 3
+    points: Count = Field(3, description="its best, trained again: other cohorts have other values")
+    trials: bool = Field(
+        False,
+        description="of cmaes: begin where its good trials lie; objective and space must be equal",
+    )
 
 
-class SearchConfig(_Section):
+class SearchConfig(Section):
     """All settings of a search."""
 
     study: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")] = "pmg"
@@ -200,10 +221,20 @@ class SearchConfig(_Section):
                 )
         if len(names) > 1 and self.sampler.name == "cmaes":
             raise ValueError("sampler cmaes takes one objective; tpe, gp, nsga2, random several")
-        if len(names) > 1 and self.pruner.name not in ("none", "asha"):
+        if self.warm_start is not None and self.warm_start.trials and self.sampler.name != "cmaes":
             raise ValueError(
-                f"pruner {self.pruner.name} takes one objective; with several choose asha, which "
-                f"goes by the first, or none"
+                f"warm_start.trials needs sampler cmaes, not {self.sampler.name}; all samplers "
+                f"take its best points"
+            )
+        if self.pruner.name == "pbt" and not changeable(self.space):
+            raise ValueError(
+                "pruner pbt changes loss weights and learning rates between steps: expected a "
+                "float range of loss.* or optim.lr in the space"
+            )
+        if len(names) > 1 and self.pruner.name in ("median", "hyperband"):
+            raise ValueError(
+                f"pruner {self.pruner.name} takes one objective; with several choose asha or pbt, "
+                f"which go by the first, or none"
             )
         return self
 
@@ -212,17 +243,37 @@ class SearchConfig(_Section):
 
         Raises ConfigError naming the field.
         """
-        given = {} if self.store is None else {"data": {"store": self.store}}
-        base = load_config(self.base.config, self.base.overrides, **given)
+        base = load_config(self.base.config, self.base.overrides)
+        if self.final.points and base.train.seed in self.final.seeds:
+            raise ConfigError(
+                f"search final.seeds: {base.train.seed} is the seed that trials have; expected "
+                f"others"
+            )
         held = base.data.validation_fraction or 0.2
+        store = self.store or base.data.store
+        return self._trained(base, {"store": store, "validation_fraction": held})
+
+    def rival(self, source: str) -> Config:
+        """A preset or file as this search trains: on its store, without its held-out patients, for
+        as many steps.
+
+        Raises ConfigError naming the field.
+        """
+        own = self.config().data.model_dump()
+        shared = ("store", "validation_fraction", "validation_seed")
+        return self._trained(load_config(source), {name: own[name] for name in shared})
+
+    def _trained(self, config: Config, data: dict[str, Any]) -> Config:
         every = self.budget.evaluate_every
-        took = self.resources
+        took, succeeded = self.resources, self.pruner.name == "pbt"
         sections: dict[str, dict[str, Any]] = {
-            "data": {"validation_fraction": held},
+            "data": data,
             "train": {
                 "steps": self.budget.steps,
                 "checkpoint_every": every,
-                "log_every": _logged_every(every, base.train.log_every),
+                "log_every": _logged_every(every, config.train.log_every),
+                # A successor goes on from the step at which another trial was ended.
+                "keep": self.budget.steps // every if succeeded else config.train.keep,
                 "checkpoints": None,  # each trial's lie in its own folder
             },
             "launch": {
@@ -232,13 +283,10 @@ class SearchConfig(_Section):
                 "gpus_per_worker": took.gpus_per_worker,
             },
         }
-        tree = base.model_dump()
+        tree = config.model_dump()
         for name, fields in sections.items():
             tree[name] |= fields
-        try:
-            return Config.model_validate(tree)
-        except ValidationError as error:
-            raise ConfigError(explained(error)) from None
+        return checked(Config, tree)
 
     def searched(self) -> Space:
         """The space, checked against the base. Raises ConfigError naming path, value and range."""
@@ -262,17 +310,11 @@ def load_search(file: Path) -> SearchConfig:
     """
     if not file.is_file():
         raise ConfigError(f"search {file}: no such file")
-    try:
-        tree = yaml.safe_load(file.read_text(errors="replace")) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"search {file}: not YAML: {error}") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"search {file}: expected settings by name, got {type(tree).__name__}")
-    try:
-        search = SearchConfig.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError(explained(error, SearchConfig)) from None
+    text = file.read_text(errors="replace")
+    search = checked(SearchConfig, parsed(f"search {file}", text))
     search.searched()
+    for name in search.final.against:
+        search.rival(name)
     return search
 
 

@@ -24,11 +24,11 @@ from storage.grid import canonical
 from storage.sampling import split_patients
 from storage.store import Store
 from tune.advice import Advice, Observed, advise
-from tune.best import best_first, retrained, winner, write_best
+from tune.best import best_first, retrained, rivals, winner, write_best
 from tune.config import SearchConfig
 from tune.panels import Shown, draw_side_by_side, slice_of
 from tune.space import Space, checked_space
-from tune.study import StudyError, load_study
+from tune.study import PARENT, StudyError, load_study
 
 __all__ = ["components_advice", "write_report"]
 
@@ -39,10 +39,10 @@ _COMPONENTS = "prior.components"
 
 @dataclass(frozen=True)
 class _Retrained:
-    """Retrainings of a point with other seeds."""
+    """Trainings of a point, or of what it is compared with, with other seeds."""
 
-    point: int
-    components: int
+    name: str
+    components: int | None
     values: list[list[float]]  # by objective, by seed
     searched: list[float] | None
 
@@ -57,7 +57,7 @@ def write_report(where: str, out: Path, name: str | None = None) -> tuple[Path, 
     where: a search's folder, its journal or a database's URL. Raises StudyError where there is no
     study of a search.
     """
-    study = load_study(_storage_of(where), name)
+    study = load_study(where, name)
     config, space = _searched(study)
     out.mkdir(parents=True, exist_ok=True)
     best = write_best(out / "best.yaml", config, space, study)
@@ -83,6 +83,7 @@ def write_report(where: str, out: Path, name: str | None = None) -> tuple[Path, 
         best_yaml=None if best is None else best.read_text(),
         config=config.to_yaml(),
         number=_number,
+        parent=PARENT,
     )
     path = out / "report.html"
     path.write_text(html)
@@ -119,14 +120,6 @@ def components_advice(study: optuna.Study, space: Space) -> Advice | None:
     return advise(found, minimize=study.directions[0].name == "MINIMIZE")
 
 
-def _storage_of(where: str) -> str:
-    """The storage that a search's folder names in its configuration."""
-    file = Path(where) / "tune.yaml"
-    if "://" not in where and file.is_file():
-        return yaml.safe_load(file.read_text()).get("storage") or where
-    return where
-
-
 def _searched(study: optuna.Study) -> tuple[SearchConfig, Space]:
     try:
         config = SearchConfig.model_validate(yaml.safe_load(study.user_attrs["search"]))
@@ -149,7 +142,7 @@ def _hours(study: optuna.Study) -> dict[str, float]:
     search = sum(t.user_attrs.get("worker_seconds", 0) for t in study.get_trials(deepcopy=False))
     final = sum(
         trial.user_attrs.get("worker_seconds", 0)
-        for group in retrained(study).values()
+        for group in (*retrained(study).values(), *rivals(study).values())
         for trial in group
     )
     return {
@@ -172,10 +165,17 @@ def _retrainings(study: optuna.Study, space: Space) -> list[_Retrained]:
     ):
         trial = numbers[point]
         own = trial.params.get(_COMPONENTS, space.base.prior.components)
-        values = [[t.values[n] for t in group if t.values] for n in range(len(study.directions))]
+        values = _by_objective(study, group)
         searched = trial.values if components is None else None
-        found.append(_Retrained(point, components or own, values, searched))
+        found.append(_Retrained(f"trial {point}", components or own, values, searched))
+    for name, group in sorted(rivals(study).items()):
+        values = _by_objective(study, group)
+        found.append(_Retrained(name, None, values, None))
     return found
+
+
+def _by_objective(study: optuna.Study, trials: list[FrozenTrial]) -> list[list[float]]:
+    return [[t.values[n] for t in trials if t.values] for n in range(len(study.directions))]
 
 
 def _panels(study: optuna.Study, base: Config, config: SearchConfig) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -24,8 +25,14 @@ if TYPE_CHECKING:
 __all__ = ["hopeless", "pruner_of", "sampler_of"]
 
 
-def sampler_of(config: SamplerConfig, *, offset: int = 0) -> BaseSampler:
-    """offset: of the seed, so that a resumed search does not draw its first trials again."""
+def sampler_of(
+    config: SamplerConfig, *, offset: int = 0, earlier: Sequence[FrozenTrial] | None = None
+) -> BaseSampler:
+    """offset: of the seed, so that a resumed search does not draw its first trials again.
+
+    earlier: another study's trials, where whose good ones lie cmaes begins (Nomura et al. 2021,
+    arXiv:2012.06932). It goes by their order alone, not by their values.
+    """
     seed = config.seed + offset
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -43,7 +50,9 @@ def sampler_of(config: SamplerConfig, *, offset: int = 0) -> BaseSampler:
             case "gp":
                 return GPSampler(seed=seed, n_startup_trials=config.startup_trials)
             case "cmaes":
-                return CmaEsSampler(seed=seed, n_startup_trials=config.startup_trials)
+                begin = config.startup_trials if earlier is None else 1
+                source = None if earlier is None else list(earlier)
+                return CmaEsSampler(seed=seed, n_startup_trials=begin, source_trials=source)
             case "nsga2":
                 return NSGAIISampler(seed=seed, population_size=config.population)
             case "random":
@@ -53,7 +62,7 @@ def sampler_of(config: SamplerConfig, *, offset: int = 0) -> BaseSampler:
 def pruner_of(config: PrunerConfig, budget: BudgetConfig) -> BasePruner:
     every = budget.evaluate_every
     match config.name:
-        case "none":
+        case "none" | "pbt":
             return NopPruner()
         case "asha":
             return Asha(min_resource=every, reduction_factor=config.factor)

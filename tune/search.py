@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,23 +18,27 @@ import ray.tune
 from rich.console import Console
 
 from launch.cluster import cluster
+from launch.room import living_nodes
 from launch.run_folder import RunBusy, RunFolder
 from launch.train import with_store
 from pmg.config import Config, ConfigError, LaunchConfig
-from tune.best import best_first, chosen, write_best
-from tune.capacity import CapacityError, trials_at_once
-from tune.config import SearchConfig, load_search, point_values
+from tune.best import chosen, write_best
+from tune.capacity import CapacityError, make_room_for_trials, trials_at_once
+from tune.config import SearchConfig, load_search
+from tune.first_points import enqueue, first_points, source_trials
 from tune.judge import Judge, judge_of
+from tune.population import Population, settle
 from tune.sampling import pruner_of, sampler_of
 from tune.searcher import EarlyStopping, StudySearch
 from tune.space import Space, Values, with_values
 from tune.study import (
+    CONFIG,
     FINAL,
     JOURNAL,
     StudyError,
     create_study,
+    has_trial,
     lease,
-    load_study,
     open_storage,
     reconcile,
     trials_in,
@@ -46,6 +50,7 @@ __all__ = ["SearchFolder", "search"]
 
 # A trial's own process waits; the CPUs are its workers'. Ray Tune wants to reserve something.
 _DRIVER = {"CPU": 0, "memory": 2**20}
+_OF_STORE = ("store", "spacing_mm")  # as `with_store` completes them
 _INTERRUPTED = 130  # what shells expect of a program that Ctrl-C ended
 
 
@@ -57,7 +62,7 @@ class SearchFolder:
 
     @property
     def config(self) -> Path:
-        return self.root / "tune.yaml"
+        return self.root / CONFIG
 
     @property
     def journal(self) -> Path:
@@ -101,81 +106,125 @@ def search(
         identity = judge.untranslated(base)
         storage = open_storage(config.storage or str(folder.journal))
         directions = ["minimize" if o.minimized else "maximize" for o in config.objectives]
+        earlier = source_trials(config, space)
         offset = trials_in(storage, config.study)
         study = create_study(
             storage,
             config.study,
             directions,
-            sampler_of(config.sampler, offset=offset),
+            sampler_of(config.sampler, offset=offset, earlier=earlier),
             pruner_of(config.pruner, config.budget),
         )
-        _enqueue(study, space, _first_points(config, space))
+        enqueue(study, space, first_points(config, space))
         folder.config.write_text(config.to_yaml())
         _describe(study, config, base, identity)
         launch = _own_size(base.launch, config)
         with cluster(launch):
-            at_once = trials_at_once(_nodes(), config.resources)
+            make_room_for_trials(config.resources)
+            at_once = trials_at_once(living_nodes(), config.resources)
             console.print(
                 f"search {folder.root}: {config.budget.trials} trials of {config.budget.steps} "
                 f"steps, {at_once} at once, {config.sampler.name}, early stopping by "
                 f"{config.pruner.name}",
                 soft_wrap=True,
             )
-            alone = config.storage is None
-            _run(config, folder, study, space, judge, at_once, alone, console)
-            _retrain(config, folder, study, space, judge, at_once, alone, console)
+            trainings = _Trainings(config, folder, space, judge, at_once, console)
+            settle(study, folder.root)
+            trainings.run(
+                study,
+                folder.trials,
+                config.budget.trials,
+                population=Population.of(config, space),
+                constraints=config.constraints,
+            )
+            _retrain(trainings, study)
         path = write_best(folder.best, config, space, study)
         if path is not None:
             console.print(f"best: {path}; pmg train --config {path} --run RUN", soft_wrap=True)
     return study
 
 
-def _run(
-    config: SearchConfig,
-    folder: SearchFolder,
-    study: optuna.Study,
-    space: Space,
-    judge: Judge,
-    at_once: int,
-    alone: bool,
-    console: Console,
-) -> None:
-    orphans = reconcile(study, folder.trials.parent, alone=alone)
-    if orphans:
-        console.print(f"going on with {len(orphans)} trials that were running")
-    algorithm = StudySearch(
-        study,
-        space,
-        folder.trials,
-        objectives=judge.objectives,
-        judge=judge,
-        budget=config.budget.trials,
-        orphans=orphans,
-        constraints=config.constraints,
-    )
-    with lease(study, folder.root), followed(study, config.budget.trials, console):
-        _fit(algorithm, folder, "search", config, at_once)
+@dataclass(frozen=True)
+class _Trainings:
+    """What a search's trials and its retrainings have in common."""
+
+    config: SearchConfig
+    folder: SearchFolder
+    space: Space
+    judge: Judge
+    at_once: int
+    console: Console
+
+    def run(self, study: optuna.Study, trials: Path, budget: int, **more: Any) -> None:
+        """Train a study's trials, to its budget, in folders below `trials`.
+
+        more: of `StudySearch`.
+        """
+        orphans = reconcile(study, self.folder.root, alone=self.config.storage is None)
+        if orphans:
+            self.console.print(f"going on with {len(orphans)} trials that were running")
+        algorithm = StudySearch(
+            study,
+            self.space,
+            trials,
+            objectives=self.judge.objectives,
+            judge=self.judge,
+            budget=budget,
+            orphans=orphans,
+            **more,
+        )
+        with lease(study, self.folder.root), followed(study, budget, self.console):
+            self._fit(algorithm, f"ray-{trials.name}")
+
+    def _fit(self, algorithm: StudySearch, name: str) -> None:
+        os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+        os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(self.at_once))
+        # Its snapshots are never read: the study remembers.
+        os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")
+        os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+        failures = self.config.resources.attempts - 1
+        tuner = ray.tune.Tuner(
+            ray.tune.with_resources(TrialRun, _DRIVER),
+            tune_config=ray.tune.TuneConfig(
+                num_samples=-1,
+                search_alg=algorithm,
+                scheduler=EarlyStopping(algorithm),
+                max_concurrent_trials=self.at_once,
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: str(trial.trial_id),
+            ),
+            run_config=ray.tune.RunConfig(
+                name=name,
+                storage_path=str(self.folder.root),
+                # A trial's run has checkpoints of its own, from which every attempt goes on.
+                checkpoint_config=ray.tune.CheckpointConfig(checkpoint_at_end=False),
+                failure_config=ray.tune.FailureConfig(max_failures=failures),
+                verbose=0,
+            ),
+        )
+        tuner.fit()
+        if algorithm.running:  # Ray Tune takes Ctrl-C for its own, and returns
+            raise KeyboardInterrupt
 
 
-def _retrain(
-    config: SearchConfig,
-    folder: SearchFolder,
-    study: optuna.Study,
-    space: Space,
-    judge: Judge,
-    at_once: int,
-    alone: bool,
-    console: Console,
-) -> None:
-    """Retrain the chosen points with other seeds, in a study of their own."""
+def _retrain(trainings: _Trainings, study: optuna.Study) -> None:
+    """Retrain the chosen points and their rivals with other seeds, in a study of their own."""
+    config, space = trainings.config, trainings.space
     points = chosen(study, config.final, space)
+    if not points:
+        return
+    rivals = {name: config.rival(name) for name in config.final.against}
+    wanted: list[tuple[dict[str, Any], Values]] = [
+        ({"point": point, "components": components}, values) for point, components, values in points
+    ]
+    wanted += [
+        ({"against": name}, space.nearest(space.of_config(rival))) for name, rival in rivals.items()
+    ]
     wanted = [
-        ({"point": point, "components": components, "seed": seed}, values)
-        for point, components, values in points
+        (attributes | {"seed": seed}, values)
+        for attributes, values in wanted
         for seed in config.final.seeds
     ]
-    if not wanted:
-        return
     final = create_study(
         study._storage,
         f"{study.study_name}{FINAL}",
@@ -183,91 +232,22 @@ def _retrain(
         optuna.samplers.RandomSampler(seed=config.sampler.seed),
     )
     for attributes, values in wanted:
-        if not _has(final, attributes):
+        if not has_trial(final, **attributes):
             final.enqueue_trial(space.fixed(values), user_attrs=attributes)
-    orphans = reconcile(final, folder.root, alone=alone)
-    algorithm = StudySearch(
-        final,
-        space,
-        folder.retrained,
-        objectives=judge.objectives,
-        judge=judge,
-        budget=len(wanted),
-        orphans=orphans,
-        of_attributes=_with_seed,
+    trainings.console.print(
+        f"retraining {len(points) + len(rivals)} points with seeds {list(config.final.seeds)}"
     )
-    console.print(f"retraining {len(points)} points with seeds {list(config.final.seeds)}")
-    with lease(final, folder.root), followed(final, len(wanted), console):
-        _fit(algorithm, folder, "final", config, at_once)
 
+    def of_attributes(searched: Config, attributes: Mapping[str, Any]) -> Config:
+        changed = {"train.seed": attributes["seed"]}
+        if attributes.get("components") is not None:
+            changed["prior.components"] = attributes["components"]
+        if "against" in attributes:
+            searched = config.rival(attributes["against"])
+            changed |= {f"data.{name}": getattr(space.base.data, name) for name in _OF_STORE}
+        return with_values(searched, changed)
 
-def _with_seed(config: Config, attributes: Mapping[str, Any]) -> Config:
-    changed = {"train.seed": attributes["seed"]}
-    if attributes.get("components") is not None:
-        changed["prior.components"] = attributes["components"]
-    return with_values(config, changed)
-
-
-def _fit(
-    algorithm: StudySearch, folder: SearchFolder, name: str, config: SearchConfig, at_once: int
-) -> None:
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(at_once))
-    # Its snapshots are never read: the study remembers.
-    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    tuner = ray.tune.Tuner(
-        ray.tune.with_resources(TrialRun, _DRIVER),
-        tune_config=ray.tune.TuneConfig(
-            num_samples=-1,
-            search_alg=algorithm,
-            scheduler=EarlyStopping(algorithm),
-            max_concurrent_trials=at_once,
-            reuse_actors=True,
-            trial_dirname_creator=lambda trial: str(trial.trial_id),
-        ),
-        run_config=ray.tune.RunConfig(
-            name=f"ray-{name}",
-            storage_path=str(folder.root),
-            # A trial's run has checkpoints of its own, from which every attempt goes on.
-            checkpoint_config=ray.tune.CheckpointConfig(checkpoint_at_end=False),
-            failure_config=ray.tune.FailureConfig(max_failures=config.resources.attempts - 1),
-            verbose=0,
-        ),
-    )
-    tuner.fit()
-    if algorithm.running:  # Ray Tune takes Ctrl-C for its own, and returns
-        raise KeyboardInterrupt
-
-
-def _first_points(config: SearchConfig, space: Space) -> Iterator[tuple[str, Values]]:
-    """Points to try first, each with where it comes from."""
-    for point in config.points:
-        origin = point if isinstance(point, str) else "given"
-        values = point_values(config, space, point)
-        yield f"{origin} {sorted(values.items())}" if origin == "given" else origin, values
-    if config.warm_start is not None:
-        earlier = load_study(config.warm_start.storage, config.warm_start.study)
-        best = best_first(earlier)[: config.warm_start.points]
-        if not best:
-            raise StudyError(f"warm_start: study {earlier.study_name} has no complete trial")
-        for trial in best:
-            values = space.nearest(space.decoded(trial.params))
-            yield f"{earlier.study_name}, trial {trial.number}", values
-
-
-def _enqueue(study: optuna.Study, space: Space, points: Iterable[tuple[str, Values]]) -> None:
-    """Those that an earlier run of this search has not enqueued."""
-    for origin, values in points:
-        if not _has(study, {"origin": origin}):
-            study.enqueue_trial(space.fixed(values), user_attrs={"origin": origin})
-
-
-def _has(study: optuna.Study, attributes: Mapping[str, Any]) -> bool:
-    return any(
-        all(trial.user_attrs.get(key) == value for key, value in attributes.items())
-        for trial in study.get_trials(deepcopy=False)
-    )
+    trainings.run(final, trainings.folder.retrained, len(wanted), of_attributes=of_attributes)
 
 
 def _describe(
@@ -289,10 +269,6 @@ def _own_size(launch: LaunchConfig, config: SearchConfig) -> LaunchConfig:
     trials = max(int(cores / (took.workers * took.cpus_per_worker)), 1)
     trials = min(trials, took.most_at_once or trials)
     return launch.model_copy(update={"workers": trials * took.workers})
-
-
-def _nodes() -> list[dict[str, float]]:
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 @contextmanager

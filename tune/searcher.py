@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from launch.run_folder import RunFolder
 from pmg.config import Config, ConfigError
 from tune.config import ConstraintsConfig
 from tune.judge import Judge
+from tune.population import Population, succeed
 from tune.sampling import hopeless
 from tune.space import Space, Values, with_values
-from tune.study import counted
+from tune.study import PARENT, counted
 from tune.trial import TrialFolder
 
 __all__ = ["EarlyStopping", "StudySearch"]
@@ -45,6 +47,7 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         judge: Judge,
         budget: int,
         orphans: Sequence[FrozenTrial] = (),
+        population: Population | None = None,
         constraints: ConstraintsConfig | None = None,
         of_attributes: Callable[[Config, Mapping[str, Any]], Config] = lambda config, _: config,
     ) -> None:
@@ -57,6 +60,7 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         self._judge = judge
         self._budget = budget
         self._orphans = list(orphans)
+        self._population = population
         self._limits = constraints or ConstraintsConfig()
         self._of_attributes = of_attributes
         self._pruned: set[str] = set()
@@ -86,7 +90,8 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
         for _ in range(_MISFITS):
             trial = self._next()
             if trial is None:
-                return str(Searcher.FINISHED)
+                may_come = self._population is not None and self.running
+                return None if may_come else str(Searcher.FINISHED)
             values = self._range.suggest(trial)
             try:
                 config = self._of_attributes(
@@ -98,7 +103,7 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
                 continue
             place = TrialFolder(self._folder / f"trial_{trial.number:04d}")
             trial.set_user_attr("run", str(place.root))
-            place.prepare(config, self._judge)
+            place.prepare(config, self._judge, trial.user_attrs.get(PARENT))
             self._ot_trials[trial_id] = trial
             return {"folder": str(place.root)}
         raise ConfigError(
@@ -113,16 +118,30 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
             trial = optuna.Trial(study, orphan._trial_id)
             trial.set_user_attr("folder", str(self._folder.parent))
             return trial
-        if len(counted(study.get_trials(deepcopy=False))) >= self._budget:
+        trial = self._successor()
+        if trial is None and len(counted(study.get_trials(deepcopy=False))) >= self._budget:
             return None
-        trial = study.ask()
+        trial = trial or study.ask()
         trial.set_user_attr("folder", str(self._folder.parent))
+        if PARENT in trial.user_attrs:  # in the place of one that was counted
+            return trial
         before = [t for t in counted(study.get_trials(deepcopy=False)) if t.number < trial.number]
         if len(before) >= self._budget:  # another process asked at the same time
             trial.set_user_attr("lost", "beyond the budget")
             study.tell(trial, state=TrialState.FAIL)
             return None
         return trial
+
+    def _successor(self) -> optuna.Trial | None:
+        """One that waits and that no other process takes first; points to try wait longer."""
+        study = self._ot_study
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            if PARENT not in trial.user_attrs:
+                continue
+            with suppress(optuna.exceptions.UpdateFinishedTrialError):
+                if study._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
+                    return optuna.Trial(study, trial._trial_id)
+        return None
 
     def take(self, trial_id: str, result: Mapping[str, Any]) -> bool:
         """Keep an evaluation in the study; whether the trial is hopeless."""
@@ -147,11 +166,17 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
             trial.set_user_attr(name, value)
         storage = trial.storage
         frozen = storage.get_trial(trial._trial_id)
-        if step not in frozen.intermediate_values:  # of several objectives, the first
+        new = step not in frozen.intermediate_values
+        if new:  # of several objectives, the first
             storage.set_trial_intermediate_value(trial._trial_id, step, values[0])
         if result.get("done"):
             return False
-        stop = hopeless(self._ot_study, storage.get_trial(trial._trial_id))
+        frozen = storage.get_trial(trial._trial_id)
+        if self._population is None:
+            stop = hopeless(self._ot_study, frozen)
+        else:
+            # What a resume repeats was decided on, and who has come there since is no matter.
+            stop = new and self._population.take_over(self._ot_study, frozen)
         if stop:
             self._pruned.add(trial_id)
             RunFolder(Path(trial.user_attrs["run"])).stop_request.touch()
@@ -178,6 +203,7 @@ class StudySearch(OptunaSearch):  # type: ignore[misc]
             self._tell(trial, TrialState.FAIL)
         elif trial_id in self._pruned:
             self._tell(trial, TrialState.PRUNED)
+            succeed(self._ot_study, trial.number)
         else:
             values = [result.get("objectives", {}).get(name, result.get(f"objectives/{name}"))
                       for name in self._names]  # fmt: skip

@@ -12,11 +12,20 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pmg.config import Config, ConfigError, explained
+from pmg.config import Config, ConfigError, checked
 
-__all__ = ["Condition", "Parameter", "Space", "Suggests", "Values", "checked_space", "with_values"]
+__all__ = [
+    "Condition",
+    "Parameter",
+    "Space",
+    "Suggests",
+    "Values",
+    "changeable",
+    "checked_space",
+    "with_values",
+]
 
 Values = dict[str, Any]
 
@@ -39,6 +48,9 @@ _NOT_SEARCHED_SECTIONS = {
     "track": "it changes no result",
     "translate": "it changes no training",
 }
+
+# What may differ between two steps of one training, if it is a range of floats.
+_CHANGEABLE_SECTION, _CHANGEABLE = "loss.", ("optim.lr", "optim.lr_discriminator")
 
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "==": operator.eq,
@@ -119,6 +131,21 @@ class Parameter(BaseModel):
             return trial.suggest_int(path, *self.integer, log=self.log)
         return trial.suggest_float(path, *self.range, log=self.log)
 
+    def is_drawn_by(self, distribution: Any) -> bool:
+        """Whether a study drew from this range or these choices, by what it says of itself."""
+        if self.choice is not None:
+            choices = getattr(distribution, "choices", None)
+            return choices == tuple(_encoded(one) for one in self.choice)
+        known = [getattr(distribution, name, None) for name in ("low", "high", "log")]
+        return known == [*self.range, self.log]
+
+    def drawn(self, share: float) -> float:
+        """The value that lies so far between the ends, in the logarithm if it is drawn there."""
+        low, high = self.range
+        if self.log:
+            return float(self.nearest(low * (high / low) ** share))
+        return low + share * (high - low)
+
     def nearest(self, value: Any) -> Any:
         """The value inside that lies nearest; None if no choice equals it."""
         if self.choice is not None:
@@ -173,6 +200,11 @@ class Space:
     parameters: Mapping[str, Parameter]
     conditions: Mapping[str, Condition]
     base: Config
+
+    @property
+    def changeable(self) -> tuple[str, ...]:
+        """The loss weights and learning rates: a training may go on with others."""
+        return changeable(self.parameters)
 
     def suggest(self, trial: Suggests) -> Values:
         """Draw the settings that apply, from an Optuna trial or what looks like one."""
@@ -229,6 +261,16 @@ class Space:
                 yield path
 
 
+def changeable(parameters: Mapping[str, Parameter]) -> tuple[str, ...]:
+    """Those of a space that a training may go on with others of."""
+    return tuple(
+        path
+        for path, parameter in parameters.items()
+        if parameter.real is not None
+        and (path.startswith(_CHANGEABLE_SECTION) or path in _CHANGEABLE)
+    )
+
+
 def settings(config: Config) -> Values:
     """Every setting by its path."""
     return {
@@ -244,10 +286,7 @@ def with_values(base: Config, values: Mapping[str, Any]) -> Config:
     for path, value in values.items():
         section, _, field = path.partition(".")
         tree[section][field] = value
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError(explained(error)) from None
+    return checked(Config, tree)
 
 
 def near(path: str, known: Space | Mapping[str, Any]) -> str:

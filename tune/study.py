@@ -21,16 +21,21 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import optuna
+import yaml
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 __all__ = [
+    "CONFIG",
     "JOURNAL",
     "LEASE_S",
+    "PARENT",
     "StudyError",
+    "begun",
     "counted",
     "create_study",
+    "has_trial",
     "lease",
     "load_study",
     "open_storage",
@@ -40,7 +45,9 @@ __all__ = [
 ]
 
 JOURNAL = "study.journal"
+CONFIG = "tune.yaml"
 FINAL = "-final"  # what the study of the retrainings has behind its name
+PARENT = "parent"  # attribute of trials that go on with another's weights, in its place
 LEASE_S = 180.0
 _RENEWED_EVERY_S = 20.0
 _LOST = "lost"  # attribute of trials that were failed for their driver's silence
@@ -116,12 +123,11 @@ def load_study(where: str, name: str | None = None) -> optuna.Study:
 
     Raises StudyError naming what is there.
     """
-    path = Path(where)
-    if "://" not in where:
-        path = path / JOURNAL if path.is_dir() else path
-        if not path.is_file():
-            raise StudyError(f"study {where}: no such file; expected a search's folder or journal")
-        where = str(path)
+    if "://" not in where and Path(where).is_dir():
+        where, own = _of_folder(Path(where))
+        name = name or own
+    if "://" not in where and not Path(where).is_file():
+        raise StudyError(f"study {where}: no such file; expected a search's folder or journal")
     storage = open_storage(where)
     names = [one.study_name for one in storage.get_all_studies()]
     searches = [one for one in names if not one.endswith(FINAL)]
@@ -135,6 +141,20 @@ def load_study(where: str, name: str | None = None) -> optuna.Study:
     return optuna.load_study(study_name=name, storage=storage)
 
 
+def _of_folder(folder: Path) -> tuple[str, str | None]:
+    """Storage and name of the study of a search's folder, by its configuration."""
+    config = folder / CONFIG
+    settings = yaml.safe_load(config.read_text()) if config.is_file() else {}
+    return settings.get("storage") or str(folder / JOURNAL), settings.get("study")
+
+
+def has_trial(study: optuna.Study, **attributes: Any) -> bool:
+    return any(
+        all(trial.user_attrs.get(key) == value for key, value in attributes.items())
+        for trial in study.get_trials(deepcopy=False)
+    )
+
+
 def trials_in(storage: BaseStorage, name: str) -> int:
     """Trials of a study, in whatever state; 0 if there is no such study."""
     found = [one._study_id for one in storage.get_all_studies() if one.study_name == name]
@@ -142,7 +162,12 @@ def trials_in(storage: BaseStorage, name: str) -> int:
 
 
 def counted(trials: list[FrozenTrial]) -> list[FrozenTrial]:
-    """Those that use up the budget: all but waiting ones and those whose driver was lost."""
+    """Those that use up the budget: all begun ones but those that succeed another."""
+    return [trial for trial in begun(trials) if PARENT not in trial.user_attrs]
+
+
+def begun(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """All but waiting ones and those whose driver was lost."""
     return [
         trial
         for trial in trials

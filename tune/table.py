@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from tune.study import counted
+from tune.population import ended_by_a_successor
+from tune.study import PARENT, begun
 
 __all__ = ["followed", "trial_table"]
 
@@ -58,8 +59,9 @@ def _follow(study: optuna.Study, budget: int, console: Console, ended: threading
 
 def trial_table(study: optuna.Study, trials: list[FrozenTrial], budget: int) -> Table:
     """The newest trials, running ones with their last evaluation."""
-    used = counted(trials)
-    finished = sum(trial.state in _FINISHED for trial in used)
+    used = begun(trials)
+    ended = [trial for trial in used if trial.state in _FINISHED]
+    finished = sum(not ended_by_a_successor(trial) for trial in ended)
     table = Table(title=f"{study.study_name}: {finished} of {budget} trials")
     names = study.metric_names or []
     paths = list(dict.fromkeys(path for trial in used for path in trial.params))
@@ -85,6 +87,9 @@ def _line(study: optuna.Study, trial: FrozenTrial) -> str:
     values = attributes.get("objectives", {})
     figures = "  ".join(f"{name} {_number(value)}" for name, value in values.items())
     settings = "  ".join(f"{path}={_number(value)}" for path, value in trial.params.items())
+    parent = attributes.get(PARENT)
+    if parent:
+        settings += f"  from trial {parent['number']} at step {parent['step']}"
     error = f"  {attributes['error']}" if "error" in attributes else ""
     return (
         f"trial {trial.number} {trial.state.name.lower()} at step {attributes.get('step', 0)}  "

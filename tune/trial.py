@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from launch.failure import cause
 from launch.run_folder import RunFolder
 from launch.train import InThread, trainer
 from pmg.config import Config, load_config
+from storage.place import Place
 from tune.judge import Judge
 
 __all__ = ["TrialFolder", "TrialRun"]
@@ -44,13 +46,24 @@ class TrialFolder:
         return self.root / "judge.json"
 
     @property
+    def _parent(self) -> Path:
+        return self.root / "parent.json"
+
+    @property
     def _attempts(self) -> Path:
         """One empty file an attempt: named by its start, changed last at its last sign of life."""
         return self.root / "attempts"
 
-    def prepare(self, config: Config, judge: Judge) -> None:
-        """Write what the trial's process needs. The same again if the trial is gone on with."""
+    def prepare(
+        self, config: Config, judge: Judge, parent: Mapping[str, Any] | None = None
+    ) -> None:
+        """Write what the trial's process needs. The same again if the trial is gone on with.
+
+        parent: `run` and `step` of the checkpoint to begin from; none: the first step.
+        """
         self.root.mkdir(parents=True, exist_ok=True)
+        if parent is not None:
+            self._parent.write_text(json.dumps(dict(parent)))
         self._judge.write_text(json.dumps(asdict(judge)))
         self.run.config.write_text(config.to_yaml())
 
@@ -60,6 +73,16 @@ class TrialFolder:
     def judge(self) -> Judge:
         fields = json.loads(self._judge.read_text())
         return Judge(**fields | {"objectives": tuple(fields["objectives"])})
+
+    def inherit(self, config: Config) -> None:
+        """Begin from the parent's checkpoint, where there is one and none of its own.
+
+        Raises CheckpointError if it is gone or damaged.
+        """
+        if self._parent.exists() and checkpoint.newest(self.run.checkpoints) is None:
+            parent = json.loads(self._parent.read_text())
+            of = RunFolder(Path(parent["run"])).checkpoints
+            checkpoint.adopt(of, parent["step"], Place.of(self.run.checkpoints), config)
 
     def begin_attempt(self) -> Path:
         self._attempts.mkdir(exist_ok=True)
@@ -84,6 +107,7 @@ class TrialRun(ray.tune.Trainable):  # type: ignore[misc]
         for stale in (run.stop_request, run.failure):
             stale.unlink(missing_ok=True)
         settings = self._folder.config()
+        self._folder.inherit(settings)
         self._steps = settings.train.steps
         self._workers = settings.launch.workers
         self._seen = 0

@@ -30,8 +30,16 @@ from pmg.cli.options import OUT_FOLDER
     help="domain of the test cases' sources; their truth is in the other",
 )
 @click.option("--labelled", default=0, show_default=True, help="labelled series with contrast")
+@click.option("--iliacs", is_flag=True, help="scan 72 mm further down, to the iliac arteries")
 def command(
-    out: Path, seed: int, subjects: int, tests: int, phase: str, tests_from: int, labelled: int
+    out: Path,
+    seed: int,
+    subjects: int,
+    tests: int,
+    phase: str,
+    tests_from: int,
+    labelled: int,
+    iliacs: bool,
 ) -> None:
     """Write a cohort of synthetic CT series in DICOM.
 
@@ -40,7 +48,7 @@ def command(
     series and the truth. OUT/labelled holds series with contrast of further subjects with their
     organs and plaques, for `pmg downstream`. The same seed writes the same cohort.
     """
-    from storage.phantom import write_cohort
+    from storage.phantom import TO_ILIACS, write_cohort
 
     with (
         refusals(),
@@ -51,6 +59,7 @@ def command(
             seed,
             subjects,
             tests,
+            TO_ILIACS if iliacs else None,
             phase=phase,  # type: ignore[arg-type]
             test_domain=1 if tests_from == 1 else 2,
             labelled_subjects=labelled,

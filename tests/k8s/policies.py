@@ -6,11 +6,12 @@ import re
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 
+import yaml
 from built import Manifest, Pod, objects, pods, rays
+from network import OUTSIDE, Where, lets_in, lets_through, reaches
 
-__all__ = ["RULES", "gibibytes", "lets_in", "reaches"]
+__all__ = ["RULES", "gibibytes"]
 
-Where = tuple[str, dict[str, str]]  # namespace and labels
 Rule = Callable[[list[Manifest]], Iterator[str]]
 RULES: list[Rule] = []
 
@@ -26,7 +27,10 @@ _STRANGERS = (
     ("monitoring", {"app.kubernetes.io/name": "grafana"}),
 )
 _IDENTIFIED = {"pmg-ingest", "pmg-translate", "pmg-evaluate", "pmg-phantom"}
+_RESULTS = {"pmg-translate", "pmg-evaluate", "pmg-fetch"}
+_SEARCHES = {"pmg", "pmg-tune"}
 _SECRET = re.compile(r"secret|token|passw|credential|(access|private|api)_?key", re.I)
+_WAY_IN = re.compile(r"\w*Ingress|\w*Route|Gateway")
 _NO_SECRET = re.compile(r"_(FILE|PATH|MODE)$")
 _UNITS = {"": 0, "Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40}
 
@@ -58,6 +62,10 @@ def ray_asks_for_a_token(manifests: list[Manifest]) -> Iterator[str]:
 
 @rule
 def only_own_pods_and_named_clients_reach_ray(manifests: list[Manifest]) -> Iterator[str]:
+    for one in objects(manifests, "NetworkPolicy"):
+        peers = [peer for way in one["spec"].get("ingress", ()) for peer in way.get("from", ())]
+        if any("ipBlock" in peer for peer in peers):  # whose pods or people nobody knows
+            yield f"{one['metadata']['name']} lets addresses in"
     for port in _RAY_PORTS:
         for stranger in (*_STRANGERS, _PROMETHEUS, *([_OPERATOR] if port != 8265 else [])):
             for role in RAY_ROLES:
@@ -104,6 +112,17 @@ def all_pods_are_closed_both_ways_by_default(manifests: list[Manifest]) -> Itera
 
 
 @rule
+def nothing_reaches_the_outside(manifests: list[Manifest]) -> Iterator[str]:
+    """But the API server's one address, and DNS."""
+    for role in sorted({pod.template["metadata"]["labels"]["pmg/role"] for pod in pods(manifests)}):
+        own = ("pmg", {"pmg/role": role})
+        for target in (*_STRANGERS[1:], OUTSIDE):
+            for port in (53, 80, 443, 5432, 6443, 9000):
+                if lets_through(manifests, "egress", own, target, port):
+                    yield f"{role} reaches port {port} of {target}"
+
+
+@rule
 def data_stores_answer_ray_alone(manifests: list[Manifest]) -> Iterator[str]:
     for role, port in (("postgres", 5432), ("object-store", 9000)):
         for stranger in (*_STRANGERS, _OPERATOR, _PROMETHEUS, ("pmg", {"pmg/role": "client"})):
@@ -116,7 +135,7 @@ def nothing_is_exposed_outside_the_cluster(manifests: list[Manifest]) -> Iterato
     for one in objects(manifests, "Service"):
         if one["spec"].get("type", "ClusterIP") != "ClusterIP" or one["spec"].get("externalIPs"):
             yield f"Service {one['metadata']['name']}"
-    yield from (one["kind"] for one in objects(manifests, "Ingress", "HTTPRoute", "Gateway"))
+    yield from (one["kind"] for one in manifests if _WAY_IN.fullmatch(one["kind"]))
     for name, ray in rays(manifests):
         head = ray["headGroupSpec"]
         if head.get("serviceType", "ClusterIP") != "ClusterIP" or head.get("enableIngress"):
@@ -174,6 +193,18 @@ def seccomp_is_the_runtimes_default(manifests: list[Manifest]) -> Iterator[str]:
 
 
 @rule
+def nothing_else_is_asked_of_the_kernel(manifests: list[Manifest]) -> Iterator[str]:
+    """What PodSecurity's `restricted` forbids beside what stands above."""
+    asked = ("sysctls", "seLinuxOptions", "windowsOptions", "appArmorProfile", "procMount")
+    for pod in pods(manifests):
+        if pod.spec.get("shareProcessNamespace"):
+            yield f"{pod.name}: its containers see one another's processes"
+    for name, container, pod in _containers(manifests):
+        for context in (pod.spec.get("securityContext", {}), container.get("securityContext", {})):
+            yield from (f"{name}: {key}" for key in asked if key in context)
+
+
+@rule
 def every_container_has_requests_and_limits(manifests: list[Manifest]) -> Iterator[str]:
     for name, container, _ in _containers(manifests):
         for side in ("requests", "limits"):
@@ -223,6 +254,8 @@ def accounts_have_no_rights_that_they_do_not_use(manifests: list[Manifest]) -> I
         subjects = [(who["kind"], who["name"]) for who in one["subjects"]]
         if one["kind"] == "ClusterRoleBinding" or subjects != [("ServiceAccount", "pmg-head")]:
             yield f"{one['kind']} {one['metadata']['name']}: {subjects}"
+        if (one["roleRef"]["kind"], one["roleRef"]["name"]) != ("Role", "pmg-autoscaler"):
+            yield f"{one['kind']} {one['metadata']['name']}: {one['roleRef']['name']}"
     for pod in pods(manifests):
         scales = pod.ray is not None and pod.ray.get("enableInTreeAutoscaling")
         if pod.spec["serviceAccountName"] == "pmg-head" and not (scales and pod.role == "head"):
@@ -234,11 +267,9 @@ def secrets_are_references(manifests: list[Manifest]) -> Iterator[str]:
     for one in objects(manifests, "Secret"):
         yield f"Secret {one['metadata']['name']} stands in the manifests"
     for one in objects(manifests, "ConfigMap"):
-        for key, value in one.get("data", {}).items():
+        for key in one.get("data", {}):
             if _SECRET.search(key) and not _NO_SECRET.search(key):
                 yield f"ConfigMap {one['metadata']['name']}: {key}"
-            if re.search(r"://[^/\s:@]+:[^/\s@]+@", value):
-                yield f"ConfigMap {one['metadata']['name']}: {key} holds a password"
     for name, container, _ in _containers(manifests):
         for variable in container.get("env", ()):
             secret = _SECRET.search(variable["name"]) and not _NO_SECRET.search(variable["name"])
@@ -246,6 +277,28 @@ def secrets_are_references(manifests: list[Manifest]) -> Iterator[str]:
                 yield f"{name}: {variable['name']}"
         if any("secretRef" in source for source in container.get("envFrom", ())):
             yield f"{name}: takes all of a secret"
+
+
+@rule
+def no_secret_stands_in_a_text(manifests: list[Manifest]) -> Iterator[str]:
+    for one in objects(manifests, "RayJob"):
+        given = yaml.safe_load(one["spec"].get("runtimeEnvYAML", "{}")).get("env_vars", {})
+        for key in given:
+            if _SECRET.search(key) and not _NO_SECRET.search(key):
+                yield f"RayJob {one['metadata']['name']}: {key} in its runtime environment"
+    for one in manifests:
+        for text in _texts(one):
+            if re.search(r"://[^/\s:@]*:[^/\s@]+@", text):
+                yield f"{one['kind']} {one['metadata']['name']}: a password in a URL"
+
+
+def _texts(node: object) -> Iterator[str]:
+    if isinstance(node, str):
+        yield node
+    elif isinstance(node, dict):
+        yield from (text for value in node.values() for text in _texts(value))
+    elif isinstance(node, list):
+        yield from (text for value in node for text in _texts(value))
 
 
 @rule
@@ -295,12 +348,23 @@ def identified_data_and_the_key_are_where_they_are_needed(
             key = volume.get("secret", {}).get("secretName") == "pmg-pseudonym"
             if (claim == "pmg-input" or key) and job not in _IDENTIFIED:
                 yield f"{pod.name}: {volume['name']}"
+            if claim == "pmg-output" and job not in _RESULTS:
+                yield f"{pod.name}: {volume['name']}"
             if (
                 claim == "pmg-input"
                 and pod.ray
                 and not mounts.get(volume["name"], {"readOnly": True}).get("readOnly")
             ):
                 yield f"{pod.name}: could change {volume['name']}"
+
+
+@rule
+def the_databases_password_is_where_searches_run(manifests: list[Manifest]) -> Iterator[str]:
+    for name, container, pod in _containers(manifests):
+        secrets = [one.get("valueFrom", {}).get("secretKeyRef") for one in container.get("env", ())]
+        given = any(one and one["name"] == "pmg-postgres" for one in secrets)
+        if given and not (pod.ray and pod.name.rpartition("-")[0] in _SEARCHES):
+            yield name
 
 
 @rule
@@ -358,66 +422,3 @@ def the_head_does_no_work(manifests: list[Manifest]) -> Iterator[str]:
             group["minReplicas"] != 0 for group in ray["workerGroupSpecs"]
         ):
             yield f"{name}: holds idle nodes"
-
-
-# Who reaches whom under network policies --------------------------------------------------------
-
-
-def reaches(manifests: list[Manifest], source: Where, target: Where, port: int) -> bool:
-    """Whether a pod may open a connection: both ends must allow it, as Kubernetes defines it.
-
-    Pods outside the namespace have no policies here and may send and receive what they like.
-    """
-    return _open(manifests, "egress", source, target, port) and lets_in(
-        manifests, source, target, port
-    )
-
-
-def lets_in(manifests: list[Manifest], source: Where, target: Where, port: int) -> bool:
-    """Whether the target would accept it, whatever keeps the source from asking."""
-    return _open(manifests, "ingress", target, source, port)
-
-
-def _open(manifests: list[Manifest], side: str, own: Where, other: Where, port: int) -> bool:
-    specs = [one["spec"] for one in objects(manifests, "NetworkPolicy")]
-    chosen = [spec for spec in specs if _selects(spec, own, side.capitalize())]
-    peers = {"egress": "to", "ingress": "from"}[side]
-    return not chosen or any(_allows(spec, side, peers, other, port) for spec in chosen)
-
-
-def _selects(spec: Manifest, pod: Where, direction: str) -> bool:
-    namespace, labels = pod
-    return (
-        namespace == "pmg"
-        and direction in spec["policyTypes"]
-        and _matches(spec["podSelector"], labels)
-    )
-
-
-def _allows(spec: Manifest, direction: str, peers: str, other: Where, port: int) -> bool:
-    return any(
-        (not allowed.get("ports") or port in [p["port"] for p in allowed["ports"]])
-        and (not allowed.get(peers) or any(_is_peer(peer, other) for peer in allowed[peers]))
-        for allowed in spec.get(direction, ())
-    )
-
-
-def _is_peer(peer: Manifest, other: Where) -> bool:
-    if "ipBlock" in peer:
-        return peer["ipBlock"]["cidr"] == "0.0.0.0/0"
-    namespace, labels = other
-    if "namespaceSelector" in peer:
-        names = {"kubernetes.io/metadata.name": namespace}
-        inside = _matches(peer["namespaceSelector"], names)
-    else:
-        inside = namespace == "pmg"
-    return inside and _matches(peer.get("podSelector", {}), labels)
-
-
-def _matches(selector: Manifest, labels: dict[str, str]) -> bool:
-    wanted = selector.get("matchLabels", {}).items()
-    among = selector.get("matchExpressions", ())
-    assert all(one["operator"] == "In" for one in among)
-    return all(labels.get(key) == value for key, value in wanted) and all(
-        labels.get(one["key"]) in one["values"] for one in among
-    )

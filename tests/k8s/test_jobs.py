@@ -48,7 +48,7 @@ SMALL_RUN: Manifest = {
     "translate": {"tile": [64, 64]},
 }
 SMALL_SEARCH: Manifest = {
-    "budget": {"trials": 2, "steps": 4, "evaluate_every": 2},
+    "budget": {"trials": 1, "steps": 4, "evaluate_every": 2},
     "final": {"points": 0},
     "validation": {"volumes": 1},
 }
@@ -66,9 +66,8 @@ class Stack:
 
     def here(self, text: str) -> str:
         """The text with the mounts' paths as they are on this machine."""
-        for mount in self.mounts:
-            text = re.sub(rf"(?<![\w/:]){re.escape(mount)}(?=/)", f"{self.folder}{mount}", text)
-        return text
+        mounts = "|".join(map(re.escape, self.mounts))
+        return re.sub(rf"(?<![\w/:])({mounts})(?=/)", rf"{self.folder}\1", text)
 
     def run(self, name: str) -> str:
         if importlib.util.find_spec(MODULES[name]) is None:
@@ -88,11 +87,16 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         one["metadata"]["labels"]["pmg/job"]: one["spec"]
         for one in objects(build("overlays/laptop/jobs"), "RayJob")
     }
-    spec = jobs["ingest"]["rayClusterSpec"]
-    container = spec["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]
-    mounts = [m["mountPath"] for m in container["volumeMounts"] if m["mountPath"] != "/dev/shm"]
-    made = Stack(None, folder, jobs, mounts)  # type: ignore[arg-type]
-    for mount in mounts:
+    spec = jobs["tune"]["rayClusterSpec"]  # its pods have the most variables
+    mounts = {
+        mount["mountPath"]
+        for job in jobs.values()
+        for mount in job["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][
+            0
+        ]["volumeMounts"]
+    }
+    made = Stack(None, folder, jobs, sorted(mounts - {"/dev/shm"}))  # type: ignore[arg-type]
+    for mount in made.mounts:
         (folder / mount.lstrip("/")).mkdir(parents=True)
     key = folder / "var/run/secrets/pmg/pseudonym/key"
     key.write_bytes(bytes(range(32)))

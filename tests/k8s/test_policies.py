@@ -61,6 +61,9 @@ class Stack:
     def ingress(self, policy: str) -> list[Manifest]:
         return self.get("NetworkPolicy", policy)["spec"]["ingress"]
 
+    def egress(self, policy: str) -> list[Manifest]:
+        return self.get("NetworkPolicy", policy)["spec"]["egress"]
+
 
 def set_to(value: Any, *path: Any) -> Callable[[Manifest], None]:
     def change(node: Manifest) -> None:
@@ -91,6 +94,10 @@ PLANTS: dict[str, list[Plant]] = {
         lambda s: s.ingress("job-server")[0]["from"].append(EVERYBODY),
         lambda s: s.ingress("job-server").append({"ports": [{"port": 8265}]}),
         lambda s: s.ingress("job-server")[0]["ports"].append({"port": 10001}),
+        lambda s: s.ingress("job-server")[0]["ports"].append({"port": 6000, "endPort": 7000}),
+        lambda s: s.ingress("job-server")[0]["ports"].append({"port": "gcs-server"}),
+        lambda s: s.ingress("job-server")[0]["ports"].append({"protocol": "TCP"}),
+        lambda s: s.ingress("job-server")[0]["from"].append({"ipBlock": {"cidr": "10.0.0.0/8"}}),
         lambda s: s.ingress("metrics")[0].pop("ports"),
         lambda s: s.ingress("ray-nodes")[0].pop("from"),
         lambda s: s.ingress("ray-nodes")[0]["from"][0].pop("podSelector"),
@@ -106,6 +113,13 @@ PLANTS: dict[str, list[Plant]] = {
         lambda s: s.drop("NetworkPolicy", "deny-all"),
         lambda s: set_to(["Ingress"], "spec", "policyTypes")(s.get("NetworkPolicy", "deny-all")),
     ],
+    "nothing_reaches_the_outside": [
+        lambda s: s.egress("clients").append({"to": [{"ipBlock": {"cidr": "0.0.0.0/0"}}]}),
+        lambda s: s.egress("ray-nodes").append({"to": [{"ipBlock": {"cidr": "198.51.0.0/16"}}]}),
+        lambda s: s.egress("names")[0].pop("to"),
+        lambda s: s.egress("ray-nodes").append({"to": [EVERYBODY]}),
+        lambda s: s.egress("autoscaler").append({}),
+    ],
     "data_stores_answer_ray_alone": [
         lambda s: s.ingress("postgres")[0]["from"].append(EVERYBODY),
         lambda s: s.ingress("object-store")[0]["from"].append({"podSelector": {}}),
@@ -115,6 +129,7 @@ PLANTS: dict[str, list[Plant]] = {
         lambda s: set_to("LoadBalancer", "headGroupSpec", "serviceType")(s.ray),
         lambda s: set_to(True, "rayClusterSpec", "headGroupSpec", "enableIngress")(s.job),
         lambda s: s.add("Ingress", "ray", spec={}),
+        lambda s: s.add("TLSRoute", "ray", spec={}),
         lambda s: set_to(True, "hostNetwork")(s.gpu),
         lambda s: set_to(30000, "ports", 0, "hostPort")(s.container()),
     ],
@@ -137,6 +152,11 @@ PLANTS: dict[str, list[Plant]] = {
         lambda s: without(SECURITY, "seccompProfile")(s.gpu),
         lambda s: set_to({"type": "Unconfined"}, SECURITY, "seccompProfile")(s.container()),
     ],
+    "nothing_else_is_asked_of_the_kernel": [
+        lambda s: set_to([{"name": "kernel.msgmax", "value": "1"}], SECURITY, "sysctls")(s.head),
+        lambda s: set_to("Unmasked", SECURITY, "procMount")(s.container()),
+        lambda s: set_to(True, "shareProcessNamespace")(s.submitter),
+    ],
     "every_container_has_requests_and_limits": [
         lambda s: without("resources", "limits", "memory")(s.container()),
         lambda s: without("resources")(s.container("submitter")),
@@ -154,15 +174,22 @@ PLANTS: dict[str, list[Plant]] = {
         lambda s: s.get("Role", "pmg-autoscaler")["rules"][0]["resources"].append("secrets"),
         lambda s: set_to("pmg-node", "subjects", 0, "name")(s.get("RoleBinding", "pmg-autoscaler")),
         lambda s: set_to("pmg-head", "serviceAccountName")(s.gpu),
+        lambda s: set_to({"kind": "ClusterRole", "name": "cluster-admin"}, "roleRef")(
+            s.get("RoleBinding", "pmg-autoscaler")
+        ),
     ],
     "secrets_are_references": [
         lambda s: s.add("Secret", "keys", data={}),
         lambda s: s.container()["env"].append({"name": "AWS_SECRET_ACCESS_KEY", "value": "x"}),
         lambda s: s.container()["envFrom"].append({"secretRef": {"name": "all"}}),
         lambda s: set_to("x", "data", "PGPASSWORD")(s.get("ConfigMap", "pmg-environment")),
+    ],
+    "no_secret_stands_in_a_text": [
         lambda s: set_to("postgresql://pmg:word@host/db", "data", "URL")(
             s.get("ConfigMap", "pmg-settings")
         ),
+        lambda s: set_to("python -m tune.search postgresql://:word@host/db", "entrypoint")(s.job),
+        lambda s: set_to("env_vars: {MLFLOW_TRACKING_TOKEN: x}", "runtimeEnvYAML")(s.job),
     ],
     "images_are_pinned": [
         lambda s: set_to("pmg-gpu", "image")(s.container()),
@@ -186,12 +213,23 @@ PLANTS: dict[str, list[Plant]] = {
         lambda s: s.head["volumes"].append(
             {"name": "key", "secret": {"secretName": "pmg-pseudonym"}}
         ),
+        lambda s: s.gpu["volumes"].append(
+            {"name": "output", "persistentVolumeClaim": {"claimName": "pmg-output"}}
+        ),
         lambda s: [
             mount.pop("readOnly", None)
             for mount in s.get("RayJob", "pmg-ingest")["spec"]["rayClusterSpec"][
                 "workerGroupSpecs"
             ][0]["template"]["spec"]["containers"][0]["volumeMounts"]
         ],
+    ],
+    "the_databases_password_is_where_searches_run": [
+        lambda s: s.container()["env"].append(
+            {
+                "name": "PGPASSWORD",
+                "valueFrom": {"secretKeyRef": {"name": "pmg-postgres", "key": "password"}},
+            }
+        ),
     ],
     "shared_memory_fits": [
         lambda s: without("emptyDir", "medium")(s.gpu["volumes"][1]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import kubernetes_validate
 import pytest
 import yaml
 from built import BUILDS, K8S, NO_KUBECTL, Manifest, build, kustomize, pods
+from cel_expr_python import cel
 
 pytestmark = NO_KUBECTL
 
@@ -56,6 +58,32 @@ def check_custom(one: Manifest) -> None:
     jsonschema.Draft202012Validator(schema).validate(one)
 
 
+def broken_rules(schema: Manifest, value: Any, path: str) -> Iterator[str]:
+    """The CEL rules of the schema that the value breaks, once its defaults are filled in.
+
+    As the API server does when an object is created: a rule with `oldSelf` holds for updates only.
+    """
+    if isinstance(value, dict):
+        for name, part in schema.get("properties", {}).items():
+            if "default" in part:
+                value.setdefault(name, copy.deepcopy(part["default"]))
+            if name in value:
+                yield from broken_rules(part, value[name], f"{path}.{name}")
+    if isinstance(value, list):
+        for number, one in enumerate(value):
+            yield from broken_rules(schema.get("items", {}), one, f"{path}[{number}]")
+    for told in schema.get("x-kubernetes-validations", ()):
+        if "oldSelf" not in told["rule"] and not holds(told["rule"], value):
+            yield f"{path}: {told['rule']}"
+
+
+def holds(rule: str, value: Any) -> bool:
+    language = cel.NewEnv(variables={"self": cel.Type.DYN})
+    result = language.compile(rule).eval(data={"self": value}).value()
+    assert isinstance(result, bool), f"{rule}: {result}"
+    return result
+
+
 def is_custom(one: Manifest) -> bool:
     return one["apiVersion"].split("/")[0] in ("ray.io", "kueue.x-k8s.io")
 
@@ -90,6 +118,43 @@ def test_a_misspelt_field_of_a_custom_object_is_refused() -> None:
             one["spec"]["shutdownAfterJobFinish"] = True
             with pytest.raises(jsonschema.ValidationError, match="shutdownAfterJobFinish"):
                 check_custom(one)
+
+
+@NO_CRDS
+@pytest.mark.parametrize("name", BUILDS)
+def test_custom_objects_keep_the_rules_of_their_definitions(name: str) -> None:
+    for one in build(name):
+        if is_custom(one):
+            schema = definitions()[one["apiVersion"], one["kind"]]
+            assert list(broken_rules(schema, one, one["kind"])) == []
+
+
+def change(one: Manifest, *path: str | int, to: Any) -> None:
+    node: Any = one["spec"]
+    for step in path[:-1]:
+        node = node[step]
+    node[path[-1]] = to
+
+
+@NO_CRDS
+@pytest.mark.parametrize(
+    ("kind", "path", "to", "broken"),
+    [
+        ("ClusterQueue", ("resourceGroups", 0, "coveredResources"), ["cpu"], "resourceGroups[0]"),
+        ("ClusterQueue", ("preemption", "borrowWithinCohort"), {"policy": "Any"}, "preemption"),
+        ("ResourceFlavor", ("tolerations",), [{"operator": "Equal"}], "tolerations"),
+        ("RayCluster", ("managedBy",), "somebody", "managedBy"),
+    ],
+)
+def test_a_broken_rule_of_a_definition_is_noticed(
+    kind: str, path: tuple[str | int, ...], to: Any, broken: str
+) -> None:
+    one = next(one for one in build("overlays/gpu-cluster") if one["kind"] == kind)
+    change(one, *path, to=to)
+    schema = definitions()[one["apiVersion"], one["kind"]]
+    assert {text.split(": ")[0] for text in broken_rules(schema, one, kind)} == {
+        f"{kind}.spec.{broken}"
+    }
 
 
 def test_a_misspelt_field_of_a_pod_is_refused() -> None:

@@ -18,6 +18,7 @@ from storage.volume import Volume
 
 Index = tuple[int, int, int]
 
+_SPACING_MM = (2.0, 1.0, 1.0)
 SHAPE = (40, 70, 90)  # larger than a chunk along every axis
 
 
@@ -53,7 +54,7 @@ def write_volume(
     hu: np.ndarray,
     origin: Index,
     body: np.ndarray | None = None,
-    spacing_mm: tuple[float, float, float] = (2.0, 1.0, 1.0),
+    spacing_mm: tuple[float, float, float] = _SPACING_MM,
 ) -> Row:
     with store.writer() as writer:
         row = writer.stage(
@@ -74,7 +75,7 @@ def write_volume(
 
 def two_volumes(place: Place) -> Store:
     """A store of v1 of domain 1 and v2 of domain 2, of patients p1 and p2."""
-    store = Store.create(place, None)
+    store = Store.create(place, _SPACING_MM)
     for number in (1, 2):
         hu = body_hu(SHAPE, number)
         write_volume(
@@ -84,7 +85,7 @@ def two_volumes(place: Place) -> Store:
 
 
 def stage(writer: Writer, hu: np.ndarray, volume_id: str = "new", **changes: Any) -> Row:
-    """Stage a volume of which only the HU matter; `body` and labels may be others."""
+    """Stage a volume of which only the HU matter; `body`, `origin` and labels may be others."""
     body = np.ones(hu.shape, bool)
     body[...] = changes.pop("body", True)
     labels: dict[str, Any] = {
@@ -96,15 +97,15 @@ def stage(writer: Writer, hu: np.ndarray, volume_id: str = "new", **changes: Any
         "ingest_version": 1,
         "provenance": {},
     }
-    volume = Volume(hu, lps((2.0, 1.0, 1.0)))
-    origin = FrameOrigin((1, 1, 1), "middle of the body")
+    volume = Volume(hu, lps(_SPACING_MM))
+    origin = changes.pop("origin", FrameOrigin((1, 1, 1), "middle of the body"))
     return writer.stage(volume, body, origin, **(labels | changes))
 
 
 def coordinate_store(path: Path, count: int = 3) -> Store:
     """`count` volumes per domain, each of a patient of its own, of various shapes and origins."""
     rng = np.random.default_rng(7)
-    store = Store.create(path, None)
+    store = Store.create(path, _SPACING_MM)
     for domain in (1, 2):
         for number in range(count):
             shape = tuple(rng.integers((8, 18, 18), (15, 30, 30)).tolist())

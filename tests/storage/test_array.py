@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -86,9 +89,17 @@ class LyingPlace(LocalPlace):
         self._name = name
 
     def replace(self, name: str, data: bytes, *, expected: str | None = None) -> str:
-        if name.endswith(self._name):
-            data = data[:-1] + bytes([data[-1] ^ 1])
-        return super().replace(name, data, expected=expected)
+        return super().replace(name, self._altered(name, data), expected=expected)
+
+    @contextmanager
+    def replacing(self, name: str) -> Iterator[BinaryIO]:
+        with super().replacing(name) as file:
+            yield file
+        data = (self.root / name).read_bytes()
+        (self.root / name).write_bytes(self._altered(name, data))
+
+    def _altered(self, name: str, data: bytes) -> bytes:
+        return data[:-1] + bytes([data[-1] ^ 1]) if name.endswith(self._name) else data
 
 
 @pytest.mark.parametrize("name", ["c/0/0/0", "zarr.json"])

@@ -271,10 +271,11 @@ def test_no_kind_of_table_is_body_whether_the_patient_lies_on_it_or_above(kind, 
         hu, table = np.where(where, value, hu), table | where
     mask = body_mask(Volume(hu.astype(np.int16), volume.affine))
     assert overlap(mask, body) > 0.985
-    # Where the back touches it, the shell cannot be told from skin: one coarse voxel of it stays.
+    # Where the back touches it, the shell cannot be told from skin: one coarse voxel (3 mm here) of
+    # it stays, beside the one that body and shell share.
     far_mm = ndimage.distance_transform_edt(~body, sampling=SPACING)
-    assert far_mm[mask & table].max(initial=0) < 4
-    assert (mask & table).sum() < (0.01 * body.sum() if gap_mm <= 0 else 1)
+    assert far_mm[mask & table].max(initial=0) < 5
+    assert (mask & table).sum() < (0.011 * body.sum() if gap_mm <= 0 else 1)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from pmg.agatston import artery_region
 from storage.nifti import read_nifti
 from storage.phantom import (
     PHASES,
@@ -201,6 +202,27 @@ def test_plaques_are_of_the_sizes_promised_and_lie_on_the_wall_of_the_aorta():
         assert to_wall[z, y, x] < 4
     sizes = [p.diameter_mm for seed in range(30) for p in draw_subject(seed).plaques]
     assert np.mean(np.array(sizes) >= 2) > 0.7
+
+
+@pytest.mark.parametrize("seed", [11, 12])
+def test_plaques_of_the_pelvis_lie_on_labelled_iliac_arteries(seed):
+    low = Protocol((70, 90, 90), (1.0, 1.5, 1.5), 1.0, (0.0, -10.0, -115.0), table_gap_mm=None)
+    subject = draw_subject(seed)
+    exact = labels(subject, low)
+    iliacs = (Label.ILIAC_ARTERY_LEFT, Label.ILIAC_ARTERY_RIGHT)
+    columns = [np.nonzero(exact.organs == label)[2].mean() for label in iliacs]
+    assert columns[0] > columns[1] + 10  # x goes to the patient's left
+
+    assert 1 <= len(exact.plaques) <= 6
+    assert len(exact.plaques) < len(subject.plaques)
+    to_artery = ndimage.distance_transform_edt(
+        ~np.isin(exact.organs, iliacs), sampling=(1, 1.5, 1.5)
+    )
+    for _, centre in exact.plaques:
+        z, y, x = np.rint(np.linalg.inv(exact.affine) @ [*centre, 1])[:3].astype(int)
+        assert to_artery[z, y, x] < 2
+    arteries = artery_region(exact.organs, (1.0, 1.5, 1.5))
+    assert exact.plaque[arteries].sum() > 0.8 * exact.plaque.sum()
 
 
 def test_a_thick_slice_is_the_mean_of_the_thin_ones_it_covers(subject):

@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -36,6 +36,20 @@ class TestBoth:
         ranges = place.read_ranges("a/b/c", [4, 0, 8], [5, 3, 1])
         assert [bytes(data) for data in ranges] == [b"bytes", b"new", b"s"]
         assert list(place.read_ranges("a/b/c", [], [])) == []
+
+    def test_a_file_written_piece_by_piece_is_there_whole_or_as_it_was(self, place: Place) -> None:
+        place.replace("a/b", b"old")
+        with suppress(KeyboardInterrupt), place.replacing("a/b") as file:
+            file.write(b"half of it")
+            raise KeyboardInterrupt
+        assert place.read("a/b") == b"old"
+        assert list(place.list("a")) == ["a/b"]
+        with place.replacing("a/b") as file:
+            file.write(bytes(4))
+            file.write(b" behind")
+            file.seek(0)
+            file.write(b"head")
+        assert place.read("a/b") == b"head behind"
 
     def test_folders_are_listed_one_level_at_a_time(self, place: Place) -> None:
         for name in ("x", "a/1", "a/b/2", "ab/3"):

@@ -122,6 +122,20 @@ class TestWriting:
         with store.writer() as writer, pytest.raises(IngestError, match="finite numbers"):
             stage(writer, hu)
 
+    def test_chunks_begin_at_the_frames_origin_where_volumes_share_a_grid(
+        self, tmp_path: Path
+    ) -> None:
+        hu = np.full((20, 140, 150), 40, np.int16)
+        origin = FrameOrigin((3, 70, 75), "middle of the body")
+        leads = {}
+        for spacing_mm in (None, (2.0, 1.0, 1.0)):
+            store = Store.create(tmp_path / f"{spacing_mm}", spacing_mm)
+            with store.writer() as writer:
+                row = stage(writer, hu, origin=origin)
+            array = zarr.open_group(store.place.zarr_store, mode="r")[row.array_path]
+            leads[spacing_mm] = tuple(np.subtract(array.shape, hu.shape).tolist())
+        assert leads == {None: (0, 0, 0), (2.0, 1.0, 1.0): (5, 58, 53)}
+
     def test_what_is_no_volume_of_this_store_is_refused(self, tmp_path: Path) -> None:
         hu = body_hu((8, 8, 8), 0)
         store = Store.create(tmp_path / "store", (2.0, 1.5, 1.5))

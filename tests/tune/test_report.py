@@ -19,7 +19,7 @@ from tune.config import SearchConfig
 from tune.report import components_advice
 from tune.search import _describe
 from tune.space import Space
-from tune.study import FINAL, create_study, open_storage
+from tune.study import FINAL, create_study, load_study, open_storage
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 RANDOM = optuna.samplers.RandomSampler(seed=3)
@@ -88,12 +88,16 @@ def retrain(study, space, tmp_path, centres: dict[int, float], seeds: int) -> No
 def test_the_page_shows_everything_and_fetches_nothing(searched, tmp_path):
     folder, study, space = searched
     retrain(study, space, tmp_path, {1: 2.0, 4: 0.1, 8: 0.1}, seeds=6)
+    final = load_study(str(folder), f"pmg{FINAL}")
+    final.enqueue_trial({}, user_attrs={"against": "faithful", "seed": 1})
+    finish(final, final.ask(), tmp_path / "faithful", [0.7, 0.6])
     done = CliRunner().invoke(command, ["report", str(folder)])
     assert done.exit_code == 0, done.output
     page = (folder / "report.html").read_text()
     for part in ("History", "Importances", "Slices", "Parallel coordinates", "Pareto front",
                  "Timeline", "worker hours", "no translation", "Number of components",
-                 "4 and 8 do not differ", "Retrained with other seeds"):  # fmt: skip
+                 "4 and 8 do not differ", "Retrained with other seeds", "<td>faithful</td>",
+                 "0.7 (0.7 to 0.7)"):  # fmt: skip
         assert part in page, part
     assert ("side by side" in page) == (study.trials[0] in best_first(study)[:4])
     assert "<script src=" not in page

@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pmg.config import ConfigError
+from pmg.config import ConfigError, load_config
 from tune.config import load_search, point_values
 from tune.space import checked_space, with_values
 
@@ -50,6 +50,11 @@ def written(tmp_path: Path, **changed: object) -> Path:
         ({"objectives": ["kid", "kid"]}, "must differ"),
         ({"objectives": ["kid", "calcium_kept"], "sampler": {"name": "cmaes"}}, "one objective"),
         ({"objectives": ["kid", "calcium_kept"], "pruner": {"name": "median"}}, "one objective"),
+        ({"final": {"seeds": [2, 1]}}, "final.seeds: 1 is the seed that trials have"),
+        ({"final": {"points": 0, "against": ["unit"]}}, "expected 1 or more"),
+        ({"final": {"against": ["faithfull"]}}, "config faithfull: no such file, nor a preset"),
+        ({"final": {"against": ["unit"]}, "resources": {"workers": 2}}, "train.batch 1 must be"),
+        ({"pruner": {"name": "pbt"}}, r"a float range of loss.\* or optim.lr in the space"),
         ({"budget": {"steps": 100, "evaluate_every": 30}}, "multiple of evaluate_every 30"),
         ({"budget": {"trails": 3}}, "budget.trails: unknown field; did you mean budget.trials?"),
         ({"resources": {"workers": 2, "gpus_per_worker": 0.5}}, "needs workers 1"),
@@ -186,3 +191,16 @@ def test_the_example_of_the_documentation_is_taken():
     example = Path(__file__).parents[2] / "docs" / "tune.yaml"
     search = load_search(example)
     assert {"prior.components", "loss.lambda_gan", "loss.lambda_kl"} <= search.space.keys()
+
+
+def test_a_rival_is_trained_as_trials_are_in_all_but_its_own_settings(tmp_path):
+    base = {"config": "demo", "overrides": ["data.validation_seed=3"]}
+    search = load_search(written(tmp_path, base=base, store="cohort", budget={"steps": 500}))
+    rival, trial, faithful = search.rival("faithful"), search.config(), load_config("faithful")
+    assert rival.model == faithful.model
+    assert rival.loss == faithful.loss
+    assert rival.optim == faithful.optim
+    assert rival.data.store == trial.data.store
+    assert rival.data.validation_fraction == trial.data.validation_fraction > 0
+    assert rival.data.validation_seed == 3
+    assert rival.train.steps == 500
