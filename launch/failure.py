@@ -62,9 +62,9 @@ def recorded(folder: RunFolder, rank: int) -> Iterator[None]:
 class EndForGood(ray.train.UserCallback):  # type: ignore[misc]  # Ray has no types
     """Ends a run where Ray's controller would start workers anew into a recorded error.
 
-    What a callback raises ends the run with its workers (ray 2.60); and the driver ends after
-    them, when nothing waits for the cluster any more. Ray's library crashes a driver that leaves
-    the cluster while another of its threads waits there.
+    What a callback raises ends the run with its workers (ray 2.60), so that the driver ends after
+    them, when nothing waits for the cluster any more: a driver that left it while another of its
+    threads waited there once ended with a segmentation fault.
     """
 
     def __init__(self, folder: RunFolder) -> None:

@@ -66,7 +66,7 @@ def train(
     trains there; and TrainingFailed when an error came that no restart cures, or the workers died
     more often than launch.max_failures.
     """
-    # Workers import this module too, and need no figures.
+    # Late, for a search's trials import this module too, each in a process that needs no figures.
     from launch.run_report import write_guide, write_run_report  # noqa: PLC0415
 
     console = console or Console()
