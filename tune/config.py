@@ -9,6 +9,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from pmg.config import Config, ConfigError, Section, checked, load_config, parsed
+from pmg.config.section import Count, Positive
 from tune.objectives import OBJECTIVES, nearest_objective
 from tune.space import Parameter, Space, Values, changeable, checked_space
 
@@ -27,9 +28,6 @@ __all__ = [
     "load_search",
     "point_values",
 ]
-
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
 
 
 class BaseConfig(Section):
