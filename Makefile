@@ -13,7 +13,7 @@ demo: $(VENV)/.runs  ## the whole line on a phantom: DICOM to report, about 12 m
 demo-real: $(VENV)/.runs $(VENV)/.real  ## the same on four real chest CT series
 	$(BIN)/pmg demo --real --out demo-real
 
-test: $(VENV)/.develops $(VENV)/.real $(VENV)/.scans  ## every test
+test: $(VENV)/.develops $(VENV)/.real $(VENV)/.scans $(VENV)/.alerts  ## every test
 	$(MAKE) --jobs 2 test-alone test-with-ray
 	$(BIN)/python -m pytest -m long
 
@@ -60,6 +60,17 @@ $(VENV)/.develops: $(VENV)/.runs
 $(VENV)/.scans: | $(VENV)/bin/pip
 	$(PYTHON) -m venv $(VENV)/checkov
 	$(VENV)/checkov/bin/pip install --quiet --disable-pip-version-check checkov==3.3.30
+	@touch $@
+
+# promtool, which runs the alerts of k8s/ against series, out of Debian's package and into the environment:
+# with lists of its own, as any user, and nothing of the system changes. Where apt has none, its tests skip.
+APT := $(CURDIR)/$(VENV)/apt
+APT_GET := apt-get -qq -o Dir::State::Lists=$(APT)/lists -o Dir::Cache=$(APT) -o APT::Sandbox::User=root
+$(VENV)/.alerts: | $(VENV)/bin/pip
+	mkdir -p $(APT)/lists/partial $(APT)/archives/partial
+	-cd $(APT) && $(APT_GET) update && $(APT_GET) download prometheus && \
+	  dpkg-deb --extract prometheus_*.deb . && mv usr/bin/promtool ../bin
+	rm -rf $(APT)
 	@touch $@
 
 # Packages that carry real CT series. They are read by path, never imported, hence no dependencies;

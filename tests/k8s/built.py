@@ -80,8 +80,13 @@ class Pod:
         return self.template["spec"]
 
     @property
+    def labels(self) -> dict[str, str]:
+        labels: dict[str, str] = self.template["metadata"].get("labels", {})
+        return labels
+
+    @property
     def role(self) -> str:
-        return self.template["metadata"]["labels"]["pmg/role"]
+        return self.labels.get("pmg/role", "")
 
     @property
     def containers(self) -> list[Manifest]:
@@ -100,17 +105,20 @@ class Pod:
 
 
 def _autoscaler(options: Manifest, spec: Manifest) -> Manifest:
-    """The container that the operator adds to the head's pod; the image is the head's."""
-    taken = ("imagePullPolicy", "resources", "env", "securityContext", "volumeMounts")
-    container = {name: copy.deepcopy(options[name]) for name in taken if name in options}
+    """The container that the operator adds to the head's pod, by default of the head's image."""
+    not_its = ("version", "upscalingMode", "idleTimeoutSeconds")
+    container = {name: copy.deepcopy(options[name]) for name in options.keys() - set(not_its)}
     probe = {"exec": {"command": ["true"]}}
-    return container | {
-        "name": "autoscaler",
-        "image": spec["containers"][0]["image"],
-        # KubeRay gives it none and restarts the head's pod by the head's own probes.
-        "readinessProbe": probe,
-        "livenessProbe": probe,
-    }
+    return (
+        {"image": spec["containers"][0]["image"]}
+        | container
+        | {
+            "name": "autoscaler",
+            # KubeRay gives it none and restarts the head's pod by the head's own probes.
+            "readinessProbe": probe,
+            "livenessProbe": probe,
+        }
+    )
 
 
 def rays(manifests: list[Manifest]) -> Iterator[tuple[str, Manifest]]:
@@ -124,15 +132,14 @@ def rays(manifests: list[Manifest]) -> Iterator[tuple[str, Manifest]]:
 
 
 def pods(manifests: list[Manifest]) -> Iterator[Pod]:
-    """Every pod template there is; the autoscaler's container is in `as_object` only."""
+    """Every pod template of the kinds that the policies know.
+
+    The autoscaler's container is in `as_object` only.
+    """
     for one in manifests:
         name, kind = one["metadata"]["name"], one["kind"]
-        if kind in ("StatefulSet", "Deployment", "DaemonSet", "Job"):
+        if kind in ("StatefulSet", "Job"):
             yield Pod(name, one["spec"]["template"])
-        if kind == "CronJob":
-            yield Pod(name, one["spec"]["jobTemplate"]["spec"]["template"])
-        if kind == "Pod":
-            yield Pod(name, one)
         if kind == "RayJob" and "submitterPodTemplate" in one["spec"]:
             yield Pod(f"{name}-submitter", one["spec"]["submitterPodTemplate"])
         for _, ray in rays([one]):

@@ -3,91 +3,113 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
 
 from built import Manifest, objects, pods
 
-__all__ = ["OUTSIDE", "Where", "lets_in", "lets_through", "reaches"]
+__all__ = ["OUTSIDE", "Network", "Where", "matches"]
 
 Where = tuple[str, dict[str, str]]  # namespace and labels
 OUTSIDE: Where = ("", {})  # no pod of the cluster
 _FEW_ADDRESSES = 28
+_NAMED_BY_NOBODY = 31337
 
 
-def reaches(manifests: list[Manifest], source: Where, target: Where, port: int) -> bool:
-    """Whether a pod may open a connection: both ends must allow it, as Kubernetes defines it.
+class Network:
+    """The policies of the namespace `pmg`.
 
-    Pods outside the namespace have no policies here and may send and receive what they like.
+    Pods outside of it have none here, and may send and receive what they like.
     """
-    return lets_through(manifests, "egress", source, target, port) and lets_in(
-        manifests, source, target, port
-    )
+
+    def __init__(self, manifests: list[Manifest]) -> None:
+        self._specs = [one["spec"] for one in objects(manifests, "NetworkPolicy")]
+        self._names = {
+            port["name"]: port["containerPort"]
+            for pod in pods(manifests)
+            for container in pod.containers
+            for port in container.get("ports", ())
+        }
+
+    def ports(self) -> set[int]:
+        """All that a policy or a container names, and one that none does."""
+        named = [
+            port.get(end)
+            for spec in self._specs
+            for side in ("ingress", "egress")
+            for way in spec.get(side, ())
+            for port in way.get("ports", ())
+            for end in ("port", "endPort")
+        ]
+        numbers = {port for port in named if isinstance(port, int)}
+        return numbers | set(self._names.values()) | {_NAMED_BY_NOBODY}
+
+    def reaches(self, source: Where, target: Where, port: int) -> bool:
+        """Whether a pod may open a connection: both ends must allow it."""
+        return self.lets_out(source, target, port) and self.lets_in(source, target, port)
+
+    def lets_in(self, source: Where, target: Where, port: int) -> bool:
+        """Whether the target would accept it, whatever keeps the source from asking."""
+        return self._lets_through("Ingress", "from", target, source, port)
+
+    def lets_out(self, source: Where, target: Where, port: int) -> bool:
+        """Whether the source may ask for it, whatever the target answers."""
+        return self._lets_through("Egress", "to", source, target, port)
+
+    def _lets_through(self, side: str, peers: str, own: Where, other: Where, port: int) -> bool:
+        chosen = [spec for spec in self._specs if _selects(spec, own, side)]
+        return not chosen or any(
+            self._is_port(way, port) and _is_peer(way.get(peers), other)
+            for spec in chosen
+            for way in spec.get(side.lower()) or ()
+        )
+
+    def _is_port(self, way: Manifest, port: int) -> bool:
+        """Of the way's ports, which are by name or number, or a range, or all."""
+        for allowed in way.get("ports") or [{}]:
+            first = allowed.get("port", 1)
+            first = self._names.get(first, -1) if isinstance(first, str) else first
+            if first <= port <= allowed.get("endPort", first if "port" in allowed else 65535):
+                return True
+        return False
 
 
-def lets_in(manifests: list[Manifest], source: Where, target: Where, port: int) -> bool:
-    """Whether the target would accept it, whatever keeps the source from asking."""
-    return lets_through(manifests, "ingress", target, source, port)
-
-
-def lets_through(manifests: list[Manifest], side: str, own: Where, other: Where, port: int) -> bool:
-    """Whether the own side of a connection allows it. side: ingress or egress."""
-    specs = [one["spec"] for one in objects(manifests, "NetworkPolicy")]
-    chosen = [spec for spec in specs if _selects(spec, own, side.capitalize())]
-    peers = {"egress": "to", "ingress": "from"}[side]
-    names = {
-        port["name"]: port["containerPort"]
-        for pod in pods(manifests)
-        for container in pod.containers
-        for port in container.get("ports", ())
-    }
-    return not chosen or any(_allows(spec, side, peers, other, port, names) for spec in chosen)
-
-
-def _selects(spec: Manifest, pod: Where, direction: str) -> bool:
+def _selects(spec: Manifest, pod: Where, side: str) -> bool:
     namespace, labels = pod
+    default = ["Ingress", *(["Egress"] if "egress" in spec else [])]
     return (
         namespace == "pmg"
-        and direction in spec["policyTypes"]
-        and _matches(spec["podSelector"], labels)
+        and side in spec.get("policyTypes", default)
+        and matches(spec["podSelector"], labels)
     )
 
 
-def _allows(
-    spec: Manifest, direction: str, peers: str, other: Where, port: int, names: Mapping[str, int]
-) -> bool:
-    return any(
-        (not allowed.get("ports") or any(_is_port(one, port, names) for one in allowed["ports"]))
-        and (not allowed.get(peers) or any(_is_peer(peer, other) for peer in allowed[peers]))
-        for allowed in spec.get(direction, ())
-    )
+def _is_peer(peers: list[Manifest] | None, other: Where) -> bool:
+    return not peers or any(_is_one(peer, other) for peer in peers)
 
 
-def _is_port(allowed: Manifest, port: int, names: Mapping[str, int]) -> bool:
-    """Whether the policy's port, none, one by name or number, or a range, is this one."""
-    first = allowed.get("port", 0)
-    first = names.get(first, -1) if isinstance(first, str) else first
-    last = allowed.get("endPort", first or 65535)
-    return bool(first <= port <= last)
-
-
-def _is_peer(peer: Manifest, other: Where) -> bool:
+def _is_one(peer: Manifest, other: Where) -> bool:
     if "ipBlock" in peer:  # a network, of which any address may be meant, or one service's own
         return ipaddress.ip_network(peer["ipBlock"]["cidr"]).prefixlen < _FEW_ADDRESSES
-    namespace, labels = other
     if other == OUTSIDE:
         return False
+    namespace, labels = other
     if "namespaceSelector" in peer:
         names = {"kubernetes.io/metadata.name": namespace}
-        inside = _matches(peer["namespaceSelector"], names)
+        inside = matches(peer["namespaceSelector"], names)
     else:
         inside = namespace == "pmg"
-    return inside and _matches(peer.get("podSelector", {}), labels)
+    return inside and matches(peer.get("podSelector", {}), labels)
 
 
-def _matches(selector: Manifest, labels: dict[str, str]) -> bool:
+def matches(selector: Manifest, labels: dict[str, str]) -> bool:
+    """Whether a label selector chooses an object that has these labels."""
     wanted = selector.get("matchLabels", {}).items()
-    among = selector.get("matchExpressions", ())
-    assert all(one["operator"] == "In" for one in among)
-    return all(labels.get(key) == value for key, value in wanted) and all(
-        labels.get(one["key"]) in one["values"] for one in among
+    return wanted <= labels.items() and all(
+        _holds(one, labels) for one in selector.get("matchExpressions", ())
     )
+
+
+def _holds(expression: Manifest, labels: dict[str, str]) -> bool:
+    value, operator = labels.get(expression["key"]), expression["operator"]
+    if operator in ("Exists", "DoesNotExist"):
+        return (value is not None) == (operator == "Exists")
+    return (value in expression["values"]) == (operator == "In")

@@ -1,37 +1,24 @@
-"""What a cluster administrator demands: one function a rule, which yields its violations."""
+"""What a cluster administrator demands: one function a rule, which yields its violations.
+
+By default the answer is no: kinds, fields, rights, connections, and who sees which secret or volume
+are lists of what is allowed, so that what nobody thought of is noticed too.
+"""
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal
 
-import yaml
 from built import Manifest, Pod, objects, pods, rays
-from network import OUTSIDE, Where, lets_in, lets_through, reaches
+from network import OUTSIDE, Network, Where, matches
 
-__all__ = ["RULES", "gibibytes"]
+__all__ = ["RULES", "amount"]
 
 Rule = Callable[[list[Manifest]], Iterator[str]]
 RULES: list[Rule] = []
 
-RAY_ROLES = ("head", "cpu", "gpu")
-_RAY_PORTS = (6379, 8265, 10001, 52365, 20000)
-_OPERATOR = ("kuberay-system", {"app.kubernetes.io/name": "kuberay-operator"})
-_PROMETHEUS = ("monitoring", {"app.kubernetes.io/name": "prometheus"})
-_STRANGERS = (
-    ("pmg", {"app": "anything"}),
-    ("default", {}),
-    ("default", {"pmg/role": "client"}),  # a name counts in this namespace only
-    ("default", {"pmg/role": "head"}),
-    ("monitoring", {"app.kubernetes.io/name": "grafana"}),
-)
-_IDENTIFIED = {"pmg-ingest", "pmg-translate", "pmg-evaluate", "pmg-phantom"}
-_RESULTS = {"pmg-translate", "pmg-evaluate", "pmg-fetch"}
-_SEARCHES = {"pmg", "pmg-tune"}
-_SECRET = re.compile(r"secret|token|passw|credential|(access|private|api)_?key", re.I)
-_WAY_IN = re.compile(r"\w*Ingress|\w*Route|Gateway")
-_NO_SECRET = re.compile(r"_(FILE|PATH|MODE)$")
 _UNITS = {"": 0, "Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40}
 
 
@@ -40,9 +27,14 @@ def rule(check: Rule) -> Rule:
     return check
 
 
-def gibibytes(quantity: str | int) -> float:
-    number, unit = re.fullmatch(r"([0-9.]+)([KMGT]i)?", str(quantity)).groups("")  # type: ignore[union-attr]
-    return float(Decimal(number) * 2 ** _UNITS[unit] / 2**30)
+def amount(resource: str, quantity: str | int) -> float:
+    """Of memory and storage in GiB, of anything else in pieces."""
+    text = str(quantity)
+    if text.endswith("m"):
+        return int(text[:-1]) / 1000
+    number, unit = re.fullmatch(r"([0-9.]+)([KMGT]i)?", text).groups("")  # type: ignore[union-attr]
+    stored = "memory" in resource or "storage" in resource
+    return float(Decimal(number) * 2 ** _UNITS[unit] / (2**30 if stored else 1))
 
 
 def _containers(manifests: list[Manifest]) -> Iterator[tuple[str, Manifest, Pod]]:
@@ -53,51 +45,95 @@ def _containers(manifests: list[Manifest]) -> Iterator[tuple[str, Manifest, Pod]
             yield f"{pod.name}/{container['name']}", container, whole
 
 
+_KINDS = {
+    *("Namespace", "LimitRange", "ResourceQuota", "PodDisruptionBudget", "NetworkPolicy"),
+    *("ServiceAccount", "Role", "RoleBinding", "ConfigMap", "PersistentVolumeClaim"),
+    *("Service", "StatefulSet", "Job", "RayCluster", "RayJob"),
+    *("ClusterQueue", "LocalQueue", "ResourceFlavor", "PodMonitor", "PrometheusRule"),
+}
+
+
+@rule
+def only_known_kinds_are_made(manifests: list[Manifest]) -> Iterator[str]:
+    """No Secret, no Ingress or Route, no ClusterRole, no Pod that the other rules don't look at."""
+    for one in manifests:
+        if one["kind"] not in _KINDS:
+            yield f"{one['kind']} {one['metadata']['name']}"
+
+
 @rule
 def ray_asks_for_a_token(manifests: list[Manifest]) -> Iterator[str]:
     for name, ray in rays(manifests):
-        if ray.get("authOptions", {}).get("mode") != "token":
+        if ray.get("authOptions") != {"mode": "token"}:
+            yield name
+    given = {
+        **{
+            name: [one["name"] for one in c.get("env", ())] for name, c, _ in _containers(manifests)
+        },
+        **{m["metadata"]["name"]: m.get("data", {}) for m in objects(manifests, "ConfigMap")},
+    }
+    for name, variables in given.items():
+        if any(variable.startswith("RAY_AUTH") for variable in variables):
+            yield f"{name} says otherwise than the operator"
+
+
+_NODES = ("head", "cpu", "gpu")
+_ROLES = (*_NODES, "client", "postgres", "object-store", "phantom", "fetch")
+_PEERS: dict[str, Where] = {
+    **{role: ("pmg", {"pmg/role": role}) for role in _ROLES},
+    "a pod without role": ("pmg", {"app": "anything"}),
+    "operator": ("kuberay-system", {"app.kubernetes.io/name": "kuberay-operator"}),
+    "prometheus": ("monitoring", {"app.kubernetes.io/name": "prometheus"}),
+    "dns": ("kube-system", {"k8s-app": "kube-dns"}),
+    "grafana": ("monitoring", {"app.kubernetes.io/name": "grafana"}),
+    "kube-system": ("kube-system", {"k8s-app": "metrics-server"}),
+    # a name counts in this namespace only
+    "another's client": ("default", {"pmg/role": "client"}),
+    "another's head": ("default", {"pmg/role": "head"}),
+    "outside": OUTSIDE,
+}
+_ALL_PORTS = range(1, 65536)
+_TALK: dict[tuple[str, str], Iterable[int]] = {
+    **dict.fromkeys(itertools.product(_NODES, _NODES), _ALL_PORTS),
+    **{(node, "postgres"): (5432,) for node in _NODES},
+    **{(node, "object-store"): (9000,) for node in _NODES},
+    **{("prometheus", node): (8080,) for node in _NODES},
+    **{(own, "dns"): (53,) for own in (*_ROLES, "a pod without role")},
+    ("client", "head"): (8265,),
+    ("operator", "head"): (8265,),
+}
+
+
+@rule
+def nothing_talks_but_what_must(manifests: list[Manifest]) -> Iterator[str]:
+    network = Network(manifests)
+    for asks, answers in itertools.product(_PEERS, _PEERS):
+        source, target = _PEERS[asks], _PEERS[answers]
+        for port in network.ports() - set(_TALK.get((asks, answers), ())):
+            if source[0] == "pmg" and network.lets_out(source, target, port):
+                yield f"{asks} may ask port {port} of {answers}"
+            if target[0] == "pmg" and network.lets_in(source, target, port):
+                yield f"{answers} answers {asks} on port {port}"
+
+
+@rule
+def no_address_is_open_but_the_api_servers(manifests: list[Manifest]) -> Iterator[str]:
+    """Of an address nobody knows whose it is, nor does the model of the network."""
+    for one in objects(manifests, "NetworkPolicy"):
+        ways = [*one["spec"].get("ingress", ()), *one["spec"].get("egress", ())]
+        peers = [peer for way in ways for side in ("from", "to") for peer in way.get(side, ())]
+        name = one["metadata"]["name"]
+        if any("ipBlock" in peer for peer in peers) and name != "autoscaler":
             yield name
 
 
 @rule
-def only_own_pods_and_named_clients_reach_ray(manifests: list[Manifest]) -> Iterator[str]:
-    for one in objects(manifests, "NetworkPolicy"):
-        peers = [peer for way in one["spec"].get("ingress", ()) for peer in way.get("from", ())]
-        if any("ipBlock" in peer for peer in peers):  # whose pods or people nobody knows
-            yield f"{one['metadata']['name']} lets addresses in"
-    for port in _RAY_PORTS:
-        for stranger in (*_STRANGERS, _PROMETHEUS, *([_OPERATOR] if port != 8265 else [])):
-            for role in RAY_ROLES:
-                if lets_in(manifests, stranger, ("pmg", {"pmg/role": role}), port):
-                    yield f"{stranger} reaches port {port} of {role}"
-        for role in RAY_ROLES:
-            client = ("pmg", {"pmg/role": "client"})
-            if (port, role) != (8265, "head") and lets_in(
-                manifests, client, ("pmg", {"pmg/role": role}), port
-            ):
-                yield f"a client reaches port {port} of {role}"
-
-
-@rule
 def what_has_to_talk_can(manifests: list[Manifest]) -> Iterator[str]:
-    head = ("pmg", {"pmg/role": "head"})
-    needed: list[tuple[Where, Where, int]] = [
-        (("pmg", {"pmg/role": a}), ("pmg", {"pmg/role": b}), port)
-        for a in RAY_ROLES
-        for b in RAY_ROLES
-        for port in (6379, 20000)
-    ]
-    needed += [(("pmg", {"pmg/role": "client"}), head, 8265), (_OPERATOR, head, 8265)]
-    for role in RAY_ROLES:
-        node = ("pmg", {"pmg/role": role})
-        needed.append((node, ("pmg", {"pmg/role": "postgres"}), 5432))
-        needed.append((node, ("pmg", {"pmg/role": "object-store"}), 9000))
-        needed.append((_PROMETHEUS, node, 8080))
-        needed.append((node, ("kube-system", {"k8s-app": "kube-dns"}), 53))
-    for source, target, port in needed:
-        if not reaches(manifests, source, target, port):
-            yield f"{source} does not reach port {port} of {target}"
+    network = Network(manifests)
+    for (asks, answers), ports in _TALK.items():
+        for port in (6379, 20000) if ports is _ALL_PORTS else ports:
+            if not network.reaches(_PEERS[asks], _PEERS[answers], port):
+                yield f"{asks} does not reach port {port} of {answers}"
 
 
 @rule
@@ -112,41 +148,19 @@ def all_pods_are_closed_both_ways_by_default(manifests: list[Manifest]) -> Itera
 
 
 @rule
-def nothing_reaches_the_outside(manifests: list[Manifest]) -> Iterator[str]:
-    """But the API server's one address, and DNS."""
-    for role in sorted({pod.template["metadata"]["labels"]["pmg/role"] for pod in pods(manifests)}):
-        own = ("pmg", {"pmg/role": role})
-        for target in (*_STRANGERS[1:], OUTSIDE):
-            for port in (53, 80, 443, 5432, 6443, 9000):
-                if lets_through(manifests, "egress", own, target, port):
-                    yield f"{role} reaches port {port} of {target}"
-
-
-@rule
-def data_stores_answer_ray_alone(manifests: list[Manifest]) -> Iterator[str]:
-    for role, port in (("postgres", 5432), ("object-store", 9000)):
-        for stranger in (*_STRANGERS, _OPERATOR, _PROMETHEUS, ("pmg", {"pmg/role": "client"})):
-            if lets_in(manifests, stranger, ("pmg", {"pmg/role": role}), port):
-                yield f"{stranger} reaches {role}"
-
-
-@rule
 def nothing_is_exposed_outside_the_cluster(manifests: list[Manifest]) -> Iterator[str]:
+    """What else could do it is no known kind, or no field that a pod may have."""
     for one in objects(manifests, "Service"):
-        if one["spec"].get("type", "ClusterIP") != "ClusterIP" or one["spec"].get("externalIPs"):
-            yield f"Service {one['metadata']['name']}"
-    yield from (one["kind"] for one in manifests if _WAY_IN.fullmatch(one["kind"]))
+        more = one["spec"].keys() - {"type", "selector", "ports"}
+        if one["spec"].get("type") != "ClusterIP" or more:
+            yield f"Service {one['metadata']['name']}: {one['spec'].get('type')} {more}"
     for name, ray in rays(manifests):
         head = ray["headGroupSpec"]
-        if head.get("serviceType", "ClusterIP") != "ClusterIP" or head.get("enableIngress"):
-            yield f"{name}: its head's service"
-        if head.get("headService", {}).get("spec", {}).get("type", "ClusterIP") != "ClusterIP":
-            yield f"{name}: its head's service"
-    for pod in pods(manifests):
-        if any(pod.spec.get(key) for key in ("hostNetwork", "hostPID", "hostIPC")):
-            yield f"{pod.name}: the host's namespaces"
+        more = head.keys() - {"serviceType", "rayStartParams", "template"}
+        if head["serviceType"] != "ClusterIP" or more:
+            yield f"{name}: its head's service is {head['serviceType']} {more}"
     for name, container, _ in _containers(manifests):
-        if any("hostPort" in port for port in container.get("ports", ())):
+        if any(port.keys() - {"name", "containerPort"} for port in container.get("ports", ())):
             yield f"{name}: a port of the host"
 
 
@@ -154,16 +168,12 @@ def nothing_is_exposed_outside_the_cluster(manifests: list[Manifest]) -> Iterato
 def nothing_runs_as_root(manifests: list[Manifest]) -> Iterator[str]:
     for pod in pods(manifests):
         context = pod.spec.get("securityContext", {})
-        if not context.get("runAsNonRoot") or not context.get("runAsUser", 0) > 10000:
+        ids = ["runAsUser", "runAsGroup", *(["fsGroup"] if "fsGroup" in context else [])]
+        if not context.get("runAsNonRoot") or not all(context.get(one, 0) > 10000 for one in ids):
             yield pod.name
     for name, container, _ in _containers(manifests):
-        own = container.get("securityContext", {})
-        if (
-            own.get("runAsNonRoot") is False
-            or own.get("runAsUser", 1) == 0
-            or own.get("privileged")
-        ):
-            yield name
+        own = container.get("securityContext", {}).keys()
+        yield from (f"{name}: {key}" for key in own & {"runAsNonRoot", "runAsUser", "privileged"})
 
 
 @rule
@@ -192,32 +202,63 @@ def seccomp_is_the_runtimes_default(manifests: list[Manifest]) -> Iterator[str]:
             yield name
 
 
+_OF_A_POD = {
+    *("containers", "initContainers", "volumes", "restartPolicy", "terminationGracePeriodSeconds"),
+    *("serviceAccountName", "automountServiceAccountToken", "enableServiceLinks"),
+    *("securityContext", "affinity", "nodeSelector", "tolerations", "topologySpreadConstraints"),
+}
+_OF_A_CONTAINER = {
+    *("name", "image", "imagePullPolicy", "command", "ports", "env", "envFrom", "resources"),
+    *("securityContext", "lifecycle", "readinessProbe", "livenessProbe", "volumeMounts"),
+}
+_OF_THE_KERNEL = {
+    "pod": {
+        *("runAsNonRoot", "runAsUser", "runAsGroup", "fsGroup", "fsGroupChangePolicy"),
+        "seccompProfile",
+    },
+    "container": {"allowPrivilegeEscalation", "readOnlyRootFilesystem", "capabilities"},
+}
+
+
 @rule
-def nothing_else_is_asked_of_the_kernel(manifests: list[Manifest]) -> Iterator[str]:
-    """What PodSecurity's `restricted` forbids beside what stands above."""
-    asked = ("sysctls", "seLinuxOptions", "windowsOptions", "appArmorProfile", "procMount")
+def pods_ask_for_nothing_else(manifests: list[Manifest]) -> Iterator[str]:
+    """Not for the host's namespaces, a node or runtime by name, or what PodSecurity forbids."""
     for pod in pods(manifests):
-        if pod.spec.get("shareProcessNamespace"):
-            yield f"{pod.name}: its containers see one another's processes"
-    for name, container, pod in _containers(manifests):
-        for context in (pod.spec.get("securityContext", {}), container.get("securityContext", {})):
-            yield from (f"{name}: {key}" for key in asked if key in context)
+        more = (pod.spec.keys() - _OF_A_POD) | (pod.template["metadata"].keys() - {"labels"})
+        more |= pod.spec.get("securityContext", {}).keys() - _OF_THE_KERNEL["pod"]
+        if more or pod.role not in _ROLES:
+            yield f"{pod.name}: {pod.role} {more}"
+        if pod.spec.get("enableServiceLinks") is not False:
+            yield f"{pod.name}: is told of all services"
+    for name, container, _ in _containers(manifests):
+        more = container.keys() - _OF_A_CONTAINER
+        more |= container.get("securityContext", {}).keys() - _OF_THE_KERNEL["container"]
+        more |= container.get("lifecycle", {}).keys() - {"preStop"}
+        for probe in ("readinessProbe", "livenessProbe"):
+            more |= container.get(probe, {}).get("httpGet", {}).keys() - {"path", "port"}
+        if more:
+            yield f"{name}: {more}"
 
 
 @rule
 def every_container_has_requests_and_limits(manifests: list[Manifest]) -> Iterator[str]:
     for name, container, _ in _containers(manifests):
-        for side in ("requests", "limits"):
-            missing = {"cpu", "memory"} - container.get("resources", {}).get(side, {}).keys()
-            if missing:
-                yield f"{name}: no {side} of {', '.join(sorted(missing))}"
+        resources = container.get("resources", {})
+        least, most = resources.get("requests", {}), resources.get("limits", {})
+        for side in (least, most):
+            if missing := {"cpu", "memory", "ephemeral-storage"} - side.keys():
+                yield f"{name}: no request or limit of {', '.join(sorted(missing))}"
+        for key in least.keys() & most.keys():
+            if not 0 < amount(key, least[key]) <= amount(key, most[key]):
+                yield f"{name}: {key} of {least[key]} within {most[key]}"
 
 
 @rule
 def service_account_tokens_are_mounted_where_used(manifests: list[Manifest]) -> Iterator[str]:
     for one in objects(manifests, "ServiceAccount"):
-        if one.get("automountServiceAccountToken") is not False:
-            yield f"ServiceAccount {one['metadata']['name']}"
+        more = one.keys() - {"apiVersion", "kind", "metadata", "automountServiceAccountToken"}
+        if one.get("automountServiceAccountToken") is not False or more:
+            yield f"ServiceAccount {one['metadata']['name']} {more}"
     for pod in pods(manifests):
         if pod.spec.get("automountServiceAccountToken") is not False:
             yield f"{pod.name}: automounted"
@@ -237,43 +278,53 @@ def service_account_tokens_are_mounted_where_used(manifests: list[Manifest]) -> 
             yield f"{name}: has no token, and cannot scale"
 
 
+_RIGHTS = [
+    {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch", "patch"]},
+    {"apiGroups": ["ray.io"], "resources": ["rayclusters"], "verbs": ["get", "patch"]},
+]
+
+
 @rule
 def accounts_have_no_rights_that_they_do_not_use(manifests: list[Manifest]) -> Iterator[str]:
-    allowed = {
-        ("", "pods"): {"get", "list", "watch", "patch"},
-        ("ray.io", "rayclusters"): {"get", "patch"},
-    }
-    for one in objects(manifests, "Role", "ClusterRole"):
-        for granted in one["rules"]:
-            for group in granted["apiGroups"]:
-                for resource in granted["resources"]:
-                    more = set(granted["verbs"]) - allowed.get((group, resource), set())
-                    if more:
-                        yield f"{one['metadata']['name']}: {', '.join(sorted(more))} {resource}"
-    for one in objects(manifests, "RoleBinding", "ClusterRoleBinding"):
-        subjects = [(who["kind"], who["name"]) for who in one["subjects"]]
-        if one["kind"] == "ClusterRoleBinding" or subjects != [("ServiceAccount", "pmg-head")]:
-            yield f"{one['kind']} {one['metadata']['name']}: {subjects}"
+    """The autoscaler's are all that there are."""
+    for one in objects(manifests, "Role"):
+        if one["rules"] != _RIGHTS:
+            yield f"Role {one['metadata']['name']}: {one['rules']}"
+    for one in objects(manifests, "RoleBinding"):
+        if one["subjects"] != [{"kind": "ServiceAccount", "name": "pmg-head", "namespace": "pmg"}]:
+            yield f"RoleBinding {one['metadata']['name']}: {one['subjects']}"
         if (one["roleRef"]["kind"], one["roleRef"]["name"]) != ("Role", "pmg-autoscaler"):
-            yield f"{one['kind']} {one['metadata']['name']}: {one['roleRef']['name']}"
+            yield f"RoleBinding {one['metadata']['name']}: {one['roleRef']}"
     for pod in pods(manifests):
         scales = pod.ray is not None and pod.ray.get("enableInTreeAutoscaling")
-        if pod.spec["serviceAccountName"] == "pmg-head" and not (scales and pod.role == "head"):
+        if pod.spec.get("serviceAccountName") == "pmg-head" and not (scales and pod.role == "head"):
             yield f"{pod.name}: has the autoscaler's account"
+
+
+_SECRET = r"(?:secret|token|passw|pwd|credential|(?:access|private|api)[_-]?key)[\w-]*"
+_NAMES_A_SECRET = re.compile(rf"{_SECRET}|pass$|pass_", re.I)
+_NAMES_A_FILE = re.compile(r"_(FILE|PATH)$")
+_TELLS_A_SECRET = re.compile(
+    rf"""://[^/\s:@]*:[^/\s@]+@                        # a URL with a password
+      | -----BEGIN\ [A-Z ]*PRIVATE\ KEY
+      | (?:--[\w-]*{_SECRET}[=\ ] | {_SECRET}['"]?\s*[:=])\s*['"]?[^\s'"/$]""",
+    re.I | re.X,
+)
+
+
+def _is_secret(name: str) -> bool:
+    return bool(_NAMES_A_SECRET.search(name)) and not _NAMES_A_FILE.search(name)
 
 
 @rule
 def secrets_are_references(manifests: list[Manifest]) -> Iterator[str]:
-    for one in objects(manifests, "Secret"):
-        yield f"Secret {one['metadata']['name']} stands in the manifests"
     for one in objects(manifests, "ConfigMap"):
-        for key in one.get("data", {}):
-            if _SECRET.search(key) and not _NO_SECRET.search(key):
+        for key in {**one.get("data", {}), **one.get("binaryData", {})}:
+            if _is_secret(key):
                 yield f"ConfigMap {one['metadata']['name']}: {key}"
     for name, container, _ in _containers(manifests):
         for variable in container.get("env", ()):
-            secret = _SECRET.search(variable["name"]) and not _NO_SECRET.search(variable["name"])
-            if secret and "secretKeyRef" not in variable.get("valueFrom", {}):
+            if _is_secret(variable["name"]) and "secretKeyRef" not in variable.get("valueFrom", {}):
                 yield f"{name}: {variable['name']}"
         if any("secretRef" in source for source in container.get("envFrom", ())):
             yield f"{name}: takes all of a secret"
@@ -281,19 +332,16 @@ def secrets_are_references(manifests: list[Manifest]) -> Iterator[str]:
 
 @rule
 def no_secret_stands_in_a_text(manifests: list[Manifest]) -> Iterator[str]:
-    for one in objects(manifests, "RayJob"):
-        given = yaml.safe_load(one["spec"].get("runtimeEnvYAML", "{}")).get("env_vars", {})
-        for key in given:
-            if _SECRET.search(key) and not _NO_SECRET.search(key):
-                yield f"RayJob {one['metadata']['name']}: {key} in its runtime environment"
     for one in manifests:
-        for text in _texts(one):
-            if re.search(r"://[^/\s:@]*:[^/\s@]+@", text):
-                yield f"{one['kind']} {one['metadata']['name']}: a password in a URL"
+        if any(_TELLS_A_SECRET.search(text) for text in _texts(one)):
+            yield f"{one['kind']} {one['metadata']['name']}"
 
 
 def _texts(node: object) -> Iterator[str]:
-    if isinstance(node, str):
+    """Every string, and a list of them as the command that it may be."""
+    if isinstance(node, list) and all(isinstance(word, str) for word in node):
+        yield " ".join(node)
+    elif isinstance(node, str):
         yield node
     elif isinstance(node, dict):
         yield from (text for value in node.values() for text in _texts(value))
@@ -301,24 +349,31 @@ def _texts(node: object) -> Iterator[str]:
         yield from (text for value in node for text in _texts(value))
 
 
+# Without a registry: the laptop's own, given to the one node, and those of the servers.
+_BY_VERSION = {"pmg-cpu", "pmg-gpu", "postgres", "minio/minio"}
+
+
 @rule
 def images_are_pinned(manifests: list[Manifest]) -> Iterator[str]:
     for name, container, _ in _containers(manifests):
         image, _, digest = container["image"].partition("@")
-        tag = image.rpartition("/")[2].partition(":")[2]
-        if not re.search(r"\d", tag):
+        path, _, tag = image.rpartition(":")
+        if not re.search(r"\d", tag) or "/" in tag:
             yield f"{name}: {container['image']} has no version"
-        registry = "/" in image and "." in image.split("/")[0]  # else loaded into the one node
-        if registry and not re.fullmatch("sha256:[0-9a-f]{64}", digest):
+        if path not in _BY_VERSION and not re.fullmatch("sha256:[0-9a-f]{64}", digest):
             yield f"{name}: {container['image']} has no digest"
 
 
 @rule
 def the_namespace_is_restricted(manifests: list[Manifest]) -> Iterator[str]:
-    for one in objects(manifests, "Namespace"):
-        for mode in ("enforce", "audit", "warn"):
-            if one["metadata"]["labels"].get(f"pod-security.kubernetes.io/{mode}") != "restricted":
-                yield f"{one['metadata']['name']}: {mode}"
+    spaces = [one["metadata"] for one in objects(manifests, "Namespace")]
+    if [one["name"] for one in spaces] != ["pmg"]:
+        yield f"namespaces: {spaces}"
+    for metadata in spaces:
+        wanted = dict.fromkeys(("enforce", "audit", "warn"), "restricted")
+        for mode, level in (wanted | {"enforce-version": "latest"}).items():
+            if metadata.get("labels", {}).get(f"pod-security.kubernetes.io/{mode}") != level:
+                yield f"{metadata['name']}: {mode}"
     for one in manifests:
         cluster_wide = ("Namespace", "ClusterQueue", "ResourceFlavor")
         if one["kind"] not in cluster_wide and one["metadata"].get("namespace") != "pmg":
@@ -336,35 +391,114 @@ def volumes_are_of_restricted_kinds(manifests: list[Manifest]) -> Iterator[str]:
                 yield f"{pod.name}: {volume['name']} has no limit"
 
 
+# Names of pods by secret or claim; docs/security.md says why.
+_MAY_SEE = {
+    "pmg-input": r"pmg-(ingest|translate|evaluate)-cpu|pmg-phantom",
+    "pmg-output": r"pmg-(translate|evaluate)-cpu|pmg-fetch",
+    "pmg-runs": r"pmg(-\w+)?-(head|cpu|gpu)",
+    "pmg-pseudonym": r"pmg-(ingest|translate|evaluate)-cpu",
+    "pmg-postgres": r"pmg(-tune)?-(head|cpu)|pmg-postgres",
+    "pmg-object-store": r"pmg(-\w+)?-(head|cpu|gpu)|pmg-object-store",
+    "pmg-mlflow": r"pmg(-\w+)?-(head|cpu|gpu)",
+}
+_READS_ONLY = {"pmg-input": r".*-cpu", "pmg-output": r"pmg-fetch"}
+
+
 @rule
-def identified_data_and_the_key_are_where_they_are_needed(
-    manifests: list[Manifest],
-) -> Iterator[str]:
+def secrets_and_data_are_where_they_are_needed(manifests: list[Manifest]) -> Iterator[str]:
     for pod in pods(manifests):
-        mounts = {m["name"]: m for c in pod.containers for m in c.get("volumeMounts", ())}
-        job = pod.name.rpartition("-")[0] if pod.ray else pod.name
-        for volume in pod.spec.get("volumes", ()):
-            claim = volume.get("persistentVolumeClaim", {}).get("claimName")
-            key = volume.get("secret", {}).get("secretName") == "pmg-pseudonym"
-            if (claim == "pmg-input" or key) and job not in _IDENTIFIED:
-                yield f"{pod.name}: {volume['name']}"
-            if claim == "pmg-output" and job not in _RESULTS:
-                yield f"{pod.name}: {volume['name']}"
-            if (
-                claim == "pmg-input"
-                and pod.ray
-                and not mounts.get(volume["name"], {"readOnly": True}).get("readOnly")
-            ):
-                yield f"{pod.name}: could change {volume['name']}"
+        for name, may_write in _seen(pod):
+            if not re.fullmatch(_MAY_SEE.get(name, ""), pod.name):
+                yield f"{pod.name} sees {name}"
+            if may_write and re.fullmatch(_READS_ONLY.get(name, ""), pod.name):
+                yield f"{pod.name} could change {name}"
+
+
+def _seen(pod: Pod) -> Iterator[tuple[str, bool]]:
+    """Every secret and claim that the pod names, and whether it may be written to."""
+    for container in pod.containers:
+        for variable in container.get("env", ()):
+            if reference := variable.get("valueFrom", {}).get("secretKeyRef"):
+                yield reference["name"], False
+    for volume in pod.spec.get("volumes", ()):
+        if "persistentVolumeClaim" in volume:
+            claim = volume["persistentVolumeClaim"]
+            yield claim["claimName"], not claim.get("readOnly")
+        if "secret" in volume:
+            yield volume["secret"]["secretName"], False
+        for source in volume.get("projected", {}).get("sources", ()):
+            if "secret" in source:
+                yield source["secret"]["name"], False
 
 
 @rule
-def the_databases_password_is_where_searches_run(manifests: list[Manifest]) -> Iterator[str]:
+def what_a_pod_names_is_there(manifests: list[Manifest]) -> Iterator[str]:
+    """Secrets apart, which a script makes."""
+    there = {(one["kind"], one["metadata"]["name"]) for one in manifests}
+    there.add(("ConfigMap", "kube-root-ca.crt"))
+    templates = {
+        template["metadata"]["name"]
+        for one in objects(manifests, "StatefulSet")
+        for template in one["spec"]["volumeClaimTemplates"]
+    }
+    for pod in pods(manifests):
+        yield from (f"{pod.name}: no {kind} {name}" for kind, name in set(_named(pod)) - there)
     for name, container, pod in _containers(manifests):
-        secrets = [one.get("valueFrom", {}).get("secretKeyRef") for one in container.get("env", ())]
-        given = any(one and one["name"] == "pmg-postgres" for one in secrets)
-        if given and not (pod.ray and pod.name.rpartition("-")[0] in _SEARCHES):
-            yield name
+        volumes = {volume["name"] for volume in pod.spec.get("volumes", ())} | templates
+        mounted = {mount["name"] for mount in container.get("volumeMounts", ())}
+        if missing := mounted - volumes:
+            yield f"{name}: no volume {missing}"
+
+
+def _named(pod: Pod) -> Iterator[tuple[str, str]]:
+    yield "ServiceAccount", pod.spec.get("serviceAccountName", "default")
+    for container in pod.containers:
+        for source in container.get("envFrom", ()):
+            if "configMapRef" in source:
+                yield "ConfigMap", source["configMapRef"]["name"]
+    for volume in pod.spec.get("volumes", ()):
+        for source in (volume, *volume.get("projected", {}).get("sources", ())):
+            if "configMap" in source:
+                yield "ConfigMap", source["configMap"]["name"]
+            if "persistentVolumeClaim" in source:
+                yield "PersistentVolumeClaim", source["persistentVolumeClaim"]["claimName"]
+
+
+@rule
+def behind_every_service_somebody_listens(manifests: list[Manifest]) -> Iterator[str]:
+    for one in objects(manifests, "Service"):
+        selector = {"matchLabels": one["spec"].get("selector", {})}
+        containers = [
+            container
+            for pod in pods(manifests)
+            if matches(selector, pod.labels)
+            for container in pod.containers
+        ]
+        listening = {port["name"] for each in containers for port in each.get("ports", ())}
+        if not {port["targetPort"] for port in one["spec"].get("ports", ())} <= listening:
+            yield f"Service {one['metadata']['name']}"
+
+
+@rule
+def queues_lead_to_one_another(manifests: list[Manifest]) -> Iterator[str]:
+    """From a job's label to a flavour: Kueue leaves a job waiting, and says nothing, if not."""
+    there = {(one["kind"], one["metadata"]["name"]) for one in manifests}
+    led = [("LocalQueue", _queue(one)) for one in objects(manifests, "RayJob") if _queue(one)]
+    led += [("ClusterQueue", q["spec"]["clusterQueue"]) for q in objects(manifests, "LocalQueue")]
+    for one in objects(manifests, "ClusterQueue"):
+        if one["spec"]["namespaceSelector"] != _OUR_NAMESPACE:
+            yield f"ClusterQueue {one['metadata']['name']}: {one['spec']['namespaceSelector']}"
+        for group in one["spec"]["resourceGroups"]:
+            led += [("ResourceFlavor", flavour["name"]) for flavour in group["flavors"]]
+    yield from (f"no {kind} {name}" for kind, name in set(led) - there)
+
+
+_OUR_NAMESPACE = {"matchLabels": {"kubernetes.io/metadata.name": "pmg"}}
+
+
+def _queue(job: Manifest) -> str:
+    name: str = job["metadata"]["labels"].get("kueue.x-k8s.io/queue-name", "")
+    return name
 
 
 @rule
@@ -382,10 +516,11 @@ def shared_memory_fits(manifests: list[Manifest]) -> Iterator[str]:
             yield f"{pod.name}: /dev/shm is not mounted"
         # NCCL takes some 10 MiB for each pair of GPUs and channel of a node
         spare = 1.0 if pod.role == "gpu" else 0.25
-        if gibibytes(shm["sizeLimit"]) < store + spare:
-            yield f"{pod.name}: {shm['sizeLimit']} of shared memory for a store of {store:.1f} GiB"
-        memory = gibibytes(pod.containers[0]["resources"]["limits"]["memory"])
-        if gibibytes(shm["sizeLimit"]) > memory / 2:
+        size = amount("memory", shm["sizeLimit"])
+        if size < store + spare:
+            yield f"{pod.name}: {size} GiB of shared memory for a store of {store:.1f} GiB"
+        memory = amount("memory", pod.containers[0]["resources"]["limits"]["memory"])
+        if size > memory / 2:
             yield f"{pod.name}: shared memory takes over half of {memory} GiB"
 
 
@@ -402,14 +537,42 @@ def the_end_of_a_pod_leaves_time_for_a_checkpoint(manifests: list[Manifest]) -> 
 
 
 @rule
+def drains_leave_heads_and_training_alone(manifests: list[Manifest]) -> Iterator[str]:
+    budgets = [one["spec"] for one in objects(manifests, "PodDisruptionBudget")]
+    for pod in pods(manifests):
+        chosen = [one for one in budgets if matches(one["selector"], pod.labels)]
+        kept = [one.get("minAvailable", 0) for one in chosen]
+        if pod.role in ("head", "gpu") and not max(kept, default=0) >= 1000:
+            yield pod.name
+
+
+_OF_A_JOB = {
+    *("entrypoint", "entrypointNumCpus", "activeDeadlineSeconds", "backoffLimit", "rayClusterSpec"),
+    *("shutdownAfterJobFinishes", "ttlSecondsAfterFinished"),
+    *("submitterConfig", "submitterPodTemplate"),
+}
+
+
+@rule
 def jobs_end(manifests: list[Manifest]) -> Iterator[str]:
-    for one in objects(manifests, "RayJob"):
+    for one in objects(manifests, "Job", "RayJob"):
         spec, name = one["spec"], one["metadata"]["name"]
-        for field in ("ttlSecondsAfterFinished", "activeDeadlineSeconds", "backoffLimit"):
+        for field in ("ttlSecondsAfterFinished", "activeDeadlineSeconds"):
             if not spec.get(field, 0) > 0:
                 yield f"{name}: {field}"
-        if not spec.get("shutdownAfterJobFinishes"):
-            yield f"{name}: shutdownAfterJobFinishes"
+        if "backoffLimit" not in spec:
+            yield f"{name}: backoffLimit"
+    for one in objects(manifests, "RayJob"):
+        if not one["spec"].get("shutdownAfterJobFinishes"):
+            yield f"{one['metadata']['name']}: shutdownAfterJobFinishes"
+
+
+@rule
+def jobs_have_clusters_of_their_own(manifests: list[Manifest]) -> Iterator[str]:
+    """None runs on another's, or gives it variables that Ray would store and show."""
+    for one in objects(manifests, "RayJob"):
+        if more := one["spec"].keys() - _OF_A_JOB:
+            yield f"{one['metadata']['name']}: {more}"
 
 
 @rule
@@ -418,7 +581,30 @@ def the_head_does_no_work(manifests: list[Manifest]) -> Iterator[str]:
         params = ray["headGroupSpec"]["rayStartParams"]
         if (params.get("num-cpus"), params.get("num-gpus")) != ("0", "0"):
             yield name
-        if ray.get("enableInTreeAutoscaling") and any(
-            group["minReplicas"] != 0 for group in ray["workerGroupSpecs"]
-        ):
+
+
+@rule
+def the_standing_cluster_scales_from_nothing_and_survives_its_head(
+    manifests: list[Manifest],
+) -> Iterator[str]:
+    for one in objects(manifests, "RayCluster"):
+        ray, name = one["spec"], one["metadata"]["name"]
+        scaler = ray["autoscalerOptions"] if ray.get("enableInTreeAutoscaling") else {}
+        if scaler.get("version") != "v2" or not scaler.get("idleTimeoutSeconds"):
+            yield f"{name}: does not scale"
+        if any(group["minReplicas"] or group["replicas"] for group in ray["workerGroupSpecs"]):
             yield f"{name}: holds idle nodes"
+        if not ray.get("gcsFaultToleranceOptions", {}).get("storage"):
+            yield f"{name}: forgets its jobs with its head"
+
+
+@rule
+def nodes_with_gpus_are_for_pods_that_use_them(manifests: list[Manifest]) -> Iterator[str]:
+    taint = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+    for pod in pods(manifests):
+        uses = any(
+            "nvidia.com/gpu" in container.get("resources", {}).get("limits", {})
+            for container in pod.containers
+        )
+        if pod.spec.get("tolerations", []) != (taint if uses else []):
+            yield f"{pod.name}: {pod.spec.get('tolerations')}"

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import ray
 import yaml
 from built import K8S, NO_KUBECTL, build, objects, pods
+from network import matches
 
 from launch.gauges import GAUGES, LOSS, SKIPPED
 
@@ -26,9 +28,10 @@ _RAY_TEXT = (_RAY / "reporter" / "reporter_agent.py").read_text() + (
     _RAY / "metrics" / "dashboards" / "default_dashboard_panels.py"
 ).read_text()
 
+# `make test` takes it out of Debian's package prometheus.
+PROMTOOL = shutil.which("promtool") or Path(sys.prefix) / "bin" / "promtool"
 NO_PROMTOOL = pytest.mark.skipif(
-    shutil.which("promtool") is None,
-    reason="THE ALERTS WERE NOT RUN: promtool is not on PATH (Debian's package prometheus has it)",
+    not Path(PROMTOOL).is_file(), reason=f"THE ALERTS WERE NOT RUN: there is no {PROMTOOL}"
 )
 
 
@@ -71,13 +74,9 @@ def test_a_stalled_run_and_an_old_checkpoint_are_alerted() -> None:
 def test_the_monitor_selects_the_ports_of_all_ray_nodes_and_the_dashboard_is_delivered() -> None:
     manifests = build("overlays/gpu-cluster")
     (monitor,) = objects(manifests, "PodMonitor")
-    wanted = monitor["spec"]["selector"]
     found = set()
     for pod in pods(manifests):
-        labels = pod.template["metadata"]["labels"]
-        among = wanted["matchExpressions"][0]
-        chosen = wanted["matchLabels"].items() <= labels.items()
-        if chosen and labels.get(among["key"]) in among["values"]:
+        if matches(monitor["spec"]["selector"], pod.labels):
             found.add(pod.role)
             ports = [port["name"] for port in pod.containers[0]["ports"]]
             assert monitor["spec"]["podMetricsEndpoints"][0]["port"] in ports
@@ -117,5 +116,5 @@ def _write(folder: Path, rules: dict[str, Any]) -> None:
 
 def _promtool(*arguments: str | Path) -> str:
     """What it says where it is not content."""
-    done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run([PROMTOOL, *arguments], capture_output=True, text=True, check=False)
     return "" if done.returncode == 0 else done.stdout + done.stderr

@@ -13,7 +13,7 @@ import pytest
 import ray
 import yaml
 from built import K8S, NO_KUBECTL, OVERLAYS, Manifest, build, objects, pods
-from policies import gibibytes
+from policies import amount
 from ray._private import ray_constants
 from ray.dashboard.modules.job import job_supervisor
 
@@ -261,31 +261,35 @@ def test_a_job_is_given_less_time_to_stop_than_its_pod() -> None:
 def test_an_ingest_worker_fits_its_node(overlay: str, tmp_path: Path) -> None:
     spec = job(overlay, "ingest")
     limits = group(spec, "cpu")["template"]["spec"]["containers"][0]["resources"]["limits"]
-    assert gibibytes(limits["memory"]) >= parsed(overlay, "ingest", tmp_path)["memory"]
+    assert amount("memory", limits["memory"]) >= parsed(overlay, "ingest", tmp_path)["memory"]
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_the_quota_of_the_queue_holds_the_largest_job(overlay: str) -> None:
-    queues = list(objects(build(f"overlays/{overlay}"), "ClusterQueue"))
-    if not queues:
-        assert overlay != "gpu-cluster"
-        return
-    for name in JOBS:
-        spec, used = job(overlay, name), {"cpu": 0.0, "nvidia.com/gpu": 0.0}
-        for one in spec["rayClusterSpec"]["workerGroupSpecs"]:
-            for resource in used:
-                used[resource] += one["replicas"] * capacity(spec, one["groupName"], resource)
-        flavours = queues[0]["spec"]["resourceGroups"][0]["flavors"]
-        for resource, needed in used.items():
-            held = [r for f in flavours for r in f["resources"] if r["name"] == resource]
-            assert needed <= sum(float(r["nominalQuota"]) for r in held)
-        assert "kueue.x-k8s.io/queue-name" in _labels(overlay, name)
-
-
-def _labels(overlay: str, name: str) -> dict[str, str]:
-    made = build(f"overlays/{overlay}/jobs")
-    labels: dict[str, str] = named(made, "RayJob", f"pmg-{name}")["metadata"]["labels"]
-    return labels
+@pytest.mark.parametrize("name", JOBS)
+def test_the_quota_of_the_queue_holds_all_of_a_job(name: str) -> None:
+    """Kueue takes a pod's resources from one flavour: the one with GPUs if it asks for one."""
+    (queue,) = objects(build("overlays/gpu-cluster"), "ClusterQueue")
+    (resources,) = queue["spec"]["resourceGroups"]
+    held = {
+        (flavour["name"], one["name"]): amount(one["name"], one["nominalQuota"])
+        for flavour in resources["flavors"]
+        for one in flavour["resources"]
+    }
+    ray = job("gpu-cluster", name)["rayClusterSpec"]
+    templates = [job("gpu-cluster", name)["submitterPodTemplate"]]
+    templates.append(ray["headGroupSpec"]["template"])
+    for one in ray["workerGroupSpecs"]:
+        templates += [one["template"]] * one["replicas"]
+    for template in templates:
+        (container,) = template["spec"]["containers"]
+        requests = container["resources"]["requests"]
+        flavour = "pmg-gpu" if "nvidia.com/gpu" in requests else "pmg-cpu"
+        for resource, quantity in requests.items():
+            held[flavour, resource] -= amount(resource, quantity)
+    assert min(held.values()) >= 0
+    labels = named(build("overlays/gpu-cluster/jobs"), "RayJob", f"pmg-{name}")["metadata"][
+        "labels"
+    ]
+    assert "kueue.x-k8s.io/queue-name" in labels
 
 
 def test_a_job_of_kueue_has_a_fixed_size() -> None:

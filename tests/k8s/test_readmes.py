@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 import pytest
 from built import K8S, NO_KUBECTL, OVERLAYS, Manifest, build, objects, pods
-from policies import gibibytes
+from policies import amount
 
 from launch.submit import MODULES
 from pmg.cli.submit import command as pmg_submit
@@ -87,9 +87,8 @@ def requested(specs: Iterable[Manifest]) -> str:
     cores = memory = 0.0
     for container in (container for spec in specs for container in spec["containers"]):
         requests = container["resources"]["requests"]
-        cpu = str(requests["cpu"])
-        cores += int(cpu[:-1]) / 1000 if cpu.endswith("m") else int(cpu)
-        memory += gibibytes(requests["memory"])
+        cores += amount("cpu", requests["cpu"])
+        memory += amount("memory", requests["memory"])
     return f"{cores:g} cores and {memory:g} GiB"
 
 
@@ -109,7 +108,7 @@ def test_costs_are_what_is_requested(overlay: str) -> None:
     claims = [one["spec"] for one in objects(stack, "PersistentVolumeClaim")]
     for one in objects(stack, "StatefulSet"):
         claims += [template["spec"] for template in one["spec"]["volumeClaimTemplates"]]
-    total = sum(gibibytes(claim["resources"]["requests"]["storage"]) for claim in claims)
+    total = sum(amount("storage", claim["resources"]["requests"]["storage"]) for claim in claims)
     text, gib = {"laptop": ("85 GiB", 85), "gpu-node": ("1.2 TB", 1118)}.get(
         overlay, ("8 TiB", 8192)
     )
