@@ -79,11 +79,13 @@ def under_ray(config: Path, skip: int, run: Path) -> dict[str, Any]:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     folder = RunFolder(run)
     used: list[tuple[int, float]] = []  # step, CPU seconds of all workers
+    workers: list[psutil.Process] = []
     while process.poll() is None:
+        time.sleep(1)  # seldom, and without a look at all processes: the workers need both cores
+        if len(workers) < WORKERS:
+            workers = workers_of(process.pid)
         if last := list(folder.read_metrics())[-1:]:
-            seconds = sum(map(_cpu_seconds, workers_of(process.pid)))
-            used.append((last[0]["step"], seconds))
-        time.sleep(0.2)
+            used.append((last[0]["step"], sum(map(_cpu_seconds, workers))))
     if process.returncode:
         raise RuntimeError(process.stderr.read().decode() if process.stderr else "")
     records = [record for record in folder.read_metrics() if record["step"] > skip]

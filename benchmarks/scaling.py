@@ -40,6 +40,7 @@ from benchmarks.cohort import make_cohort
 from benchmarks.overhead import config_of
 from pmg.config import Config, load_config
 from pmg.cost import activation_bytes, cost_of
+from pmg.training import build_modules
 
 STAGES = (0, 1, 2, 3)
 
@@ -47,8 +48,9 @@ STAGES = (0, 1, 2, 3)
 # translator and of the critic; counted, see `measure`. 0 all-reduces gradients (2). 1 does so too
 # and gathers the updated parameters (1), where its paper scatters gradients (1). 2 as well:
 # DeepSpeed 0.19 all-reduces its buckets, of which every rank keeps its part. 3 scatters (1) and
-# gathers parameters for every pass.
-SENT = {0: (2.0, 2.0), 1: (3.0, 3.0), 2: (3.0, 3.0), 3: (5.0, 5.0)}
+# gathers twice (2): the translator for its pass and for its average, the critic for either loss.
+# Below a billion parameters none is released between forward and backward and gathered again.
+SENT = {0: (2.0, 2.0), 1: (3.0, 3.0), 2: (3.0, 3.0), 3: (3.0, 3.0)}
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Link:
     share: float = 0.8
     node: int = 8
 
-    def seconds(self, sent: float, calls: int, gpus: int) -> float:
+    def seconds(self, sent: float, calls: float, gpus: int) -> float:
         """A ring through all GPUs crosses every node's network once, on all its adapters."""
         if gpus <= self.node:
             return calls * self.call_within_s + sent / (self.share * self.within)
@@ -101,12 +103,12 @@ _COMPRESSION = 1.9
 
 @dataclass(frozen=True)
 class Load:
-    """What a step of one worker is: parameters of both modules, FLOP, and collectives."""
+    """What a step of one worker is: parameters of both modules, and how many tensors; FLOP."""
 
     translator: int
     critic: int
     flops: float
-    calls: int
+    tensors: int
 
     def sent(self, stage: int, gpus: int) -> float:
         """Bytes that a rank sends, in float32."""
@@ -114,13 +116,17 @@ class Load:
         share = (gpus - 1) / gpus
         return 4 * share * (translator * self.translator + critic * self.critic)
 
+    def calls(self, stage: int) -> float:
+        """Collectives of a step, as counted: buckets of 500 MB, but at ZeRO 3 layer by layer."""
+        return 1.4 * self.tensors if stage == 3 else 6
+
 
 def load_of(config: Config) -> Load:
     cost = cost_of(config)
     critic = cost.parameters["D"]
     translator = sum(cost.parameters.values()) - critic
-    # Buckets of 500 MB: one call a module and kind; ZeRO 3 gathers layer by layer.
-    return Load(translator, critic, cost.step_flops * config.train.batch, calls=8)
+    tensors = sum(len(list(module.parameters())) for module in build_modules(config))
+    return Load(translator, critic, cost.step_flops * config.train.batch, tensors)
 
 
 def memory_bytes(load: Load, stage: int, gpus: int) -> float:
@@ -134,9 +140,7 @@ def memory_bytes(load: Load, stage: int, gpus: int) -> float:
 
 def efficiency(load: Load, stage: int, gpus: int, link: Link, mfu: float) -> float:
     alone = load.flops / (PEAK_FLOPS * mfu)
-    # At ZeRO 3 every layer's parameters are a call of their own.
-    calls = load.calls if stage < 3 else 60 * load.calls
-    return alone / (alone + link.seconds(load.sent(stage, gpus), calls, gpus))
+    return alone / (alone + link.seconds(load.sent(stage, gpus), load.calls(stage), gpus))
 
 
 def predict(mfu: float) -> None:
