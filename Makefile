@@ -65,7 +65,8 @@ $(VENV)/.scans: | $(VENV)/bin/pip
 # promtool, which runs the alerts of k8s/ against series, out of Debian's package and into the environment:
 # with lists of its own, as any user, and nothing of the system changes. Where apt has none, its tests skip.
 APT := $(CURDIR)/$(VENV)/apt
-APT_GET := apt-get -qq -o Dir::State::Lists=$(APT)/lists -o Dir::Cache=$(APT) -o APT::Sandbox::User=root
+APT_GET := apt-get -qq -o Dir::State::Lists=$(APT)/lists -o Dir::Cache=$(APT) \
+  -o APT::Sandbox::User=root -o Acquire::http::Timeout=30
 $(VENV)/.alerts: | $(VENV)/bin/pip
 	mkdir -p $(APT)/lists/partial $(APT)/archives/partial
 	-cd $(APT) && $(APT_GET) update && $(APT_GET) download prometheus && \

@@ -1,7 +1,8 @@
 """What Ray and DeepSpeed cost beside DDP: the same workers, store and step, started three ways.
 
     python -m benchmarks.overhead [--rounds 3] [--steps 80] [--skip 20] [--width 24] [--zero 1]
-                                  [--engines ddp deepspeed ray] [--start] [--out results.json]
+                                  [--engines ddp deepspeed ray] [--workers 2] [--start]
+                                  [--out results.json]
 
 `ddp` is torchrun with DistributedDataParallel, `deepspeed` torchrun with this program's DeepSpeed
 engine, `ray` is `python -m launch.train`. They take turns, in an order that moves from round to
@@ -46,7 +47,7 @@ NAMES = {
 }
 
 
-def config_of(store: Path, width: int, zero: int, steps: int) -> Config:
+def config_of(store: Path, width: int, zero: int, steps: int, workers: int = WORKERS) -> Config:
     """A 2D model whose step takes some tenths of a second on a core."""
     return Config.model_validate(
         {
@@ -56,36 +57,38 @@ def config_of(store: Path, width: int, zero: int, steps: int) -> Config:
             "prior": {"fit_step": 0, "reseed_every": 0},
             "optim": {"ema": 0.999},
             "train": {"steps": steps, "batch": 4, "log_every": 5, "checkpoint_every": 100_000},
-            "launch": {"workers": WORKERS, "zero_stage": zero},
+            "launch": {"workers": workers, "zero_stage": zero},
             "track": {"panel_every": 0},
             "translate": {"tile": (64, 64)},
         }
     )
 
 
-def under_torchrun(engine: str, config: Path, steps: int, skip: int, out: Path) -> dict[str, Any]:
+def under_torchrun(
+    engine: str, config: Path, workers: int, steps: int, skip: int, out: Path
+) -> dict[str, Any]:
     """The figures of `benchmarks.ranks`."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(WORKERS), "-m", "benchmarks.ranks", "--engine", engine]
+    command += ["--nproc-per-node", str(workers), "-m", "benchmarks.ranks", "--engine", engine]
     command += ["--config", str(config), "--steps", str(steps), "--skip", str(skip)]
     subprocess.run([*command, "--out", str(out)], check=True, capture_output=True)
     figures: dict[str, Any] = json.loads(out.read_text())
     return figures
 
 
-def under_ray(config: Path, skip: int, run: Path) -> dict[str, Any]:
+def under_ray(config: Path, workers: int, skip: int, run: Path) -> dict[str, Any]:
     """Of `launch.train`, from what it logs and from its workers' processes."""
     command = [sys.executable, "-m", "launch.train", "--config", str(config), "--run", str(run)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     folder = RunFolder(run)
     used: list[tuple[int, float]] = []  # step, CPU seconds of all workers
-    workers: list[psutil.Process] = []
+    found: list[psutil.Process] = []
     while process.poll() is None:
         time.sleep(1)  # seldom, and without a look at all processes: the workers need both cores
-        if len(workers) < WORKERS:
-            workers = workers_of(process.pid)
+        if len(found) < workers:
+            found = workers_of(process.pid)
         if last := list(folder.read_metrics())[-1:]:
-            used.append((last[0]["step"], sum(map(_cpu_seconds, workers))))
+            used.append((last[0]["step"], sum(map(_cpu_seconds, found))))
     if process.returncode:
         raise RuntimeError(process.stderr.read().decode() if process.stderr else "")
     records = [record for record in folder.read_metrics() if record["step"] > skip]
@@ -125,9 +128,9 @@ def _cpu_seconds(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-def submit_to_first_step(config: Path, run: Path) -> dict[str, float]:
+def submit_to_first_step(config: Path, workers: int, run: Path) -> dict[str, float]:
     """Seconds of each part between `pmg submit` and the end of the first step."""
-    with head_node(cpus=WORKERS) as head:
+    with head_node(cpus=workers) as head:
         submitted = time.time()
         command = [sys.executable, "-m", "pmg", "submit", "--address", head.address]
         command += ["train", "--config", str(config), "--run", str(run), "train.steps=1"]
@@ -171,6 +174,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=24)
     parser.add_argument("--zero", type=int, choices=range(4), default=1)
     parser.add_argument("--engines", nargs="*", choices=NAMES, default=list(NAMES))
+    parser.add_argument("--workers", type=int, default=WORKERS)
     parser.add_argument("--start", action="store_true")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -180,21 +184,30 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         make_cohort(work, 4, (48, 160, 160))
-        config = config_of(work / "store", arguments.width, arguments.zero, arguments.steps)
+        config = config_of(
+            work / "store", arguments.width, arguments.zero, arguments.steps, arguments.workers
+        )
         source = work / "run.yaml"
         source.write_text(config.to_yaml())
         for number in range(arguments.rounds):
             turn = number % max(1, len(arguments.engines))
             for engine in [*arguments.engines[turn:], *arguments.engines[:turn]]:
                 if engine == "ray":
-                    figures = under_ray(source, arguments.skip, work / f"run-{number}")
+                    figures = under_ray(
+                        source, arguments.workers, arguments.skip, work / f"run-{number}"
+                    )
                 else:
                     figures = under_torchrun(
-                        engine, source, arguments.steps, arguments.skip, work / "figures.json"
+                        engine,
+                        source,
+                        arguments.workers,
+                        arguments.steps,
+                        arguments.skip,
+                        work / "figures.json",
                     )
                 results[engine].append(figures)
         if arguments.start:
-            parts = submit_to_first_step(source, work / "submitted")
+            parts = submit_to_first_step(source, arguments.workers, work / "submitted")
     _print(results, arguments)
     for part, seconds in parts.items():
         print(f"{seconds:6.1f} s  {part}")
@@ -217,7 +230,7 @@ def main() -> None:
 
 def _print(results: Mapping[str, Sequence[Mapping[str, Any]]], arguments: Any) -> None:
     print(
-        f"{WORKERS} workers, {arguments.rounds} rounds, {os.cpu_count()} cores, "
+        f"{arguments.workers} workers, {arguments.rounds} rounds, {os.cpu_count()} cores, "
         f"load {os.getloadavg()[1]:.1f}"
     )
     medians = {
