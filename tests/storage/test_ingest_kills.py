@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from ingesting import SHAPE, digests
 from make_cohort import body_hu, write_dicom
 from victims import run, start
 
@@ -31,14 +31,7 @@ from storage.interrupts import uninterrupted
 from storage.store import Store
 from storage.workers import Workers
 
-SHAPE = (14, 48, 56)
 KILLS = 50
-
-
-@pytest.fixture(scope="module")
-def workers() -> Iterator[Workers]:
-    with Workers(2) as workers:
-        yield workers
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +52,6 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "key").write_bytes(bytes(range(32)))
     (root / "key").chmod(0o600)
     return root
-
-
-def digests(store: Path) -> dict[str, str]:
-    return {row.volume_id: row.digest for row in Store.open(store).rows}
 
 
 def kill_group(process: Any) -> None:

@@ -1,87 +1,24 @@
-"""Sampling: every sample a pure function of integers, at one place of the body in both domains."""
+"""Pairs: each a pure function of integers, at one place of the body in both domains."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-import shutil
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from make_rows import RULES, Index, cohort, ellipsoid, make_row
 from scipy.stats import chi2
 
-from benchmarks.start_up import make_catalogue, start_up
-from storage.catalogue import Catalogue, Row, body_cells, mask_cells
-from storage.draws import Draws
-from storage.errors import GeometryError, StoreError
+from storage.catalogue import Catalogue, mask_cells
+from storage.errors import StoreError
 from storage.foreground import Foreground
-from storage.layout import CHUNK
 from storage.sampling import PairSampler, rank_samples, split_patients
-from storage.windows import spread, window_around
-
-Index = tuple[int, int, int]
-SPACING = (2.0, 1.0, 1.0)
-RULES = ("lung base", "middle of the body")
-
-
-def make_row(number: int, domain: int, patient: str, origin: Index, body: np.ndarray) -> Row:
-    hit = np.argwhere(body)
-    cell, grid, bits = body_cells(body, SPACING)
-    affine = np.zeros((4, 4))
-    affine[[2, 1, 0], [0, 1, 2]] = SPACING
-    return Row(
-        volume_id=f"v{number:06d}",
-        patient=patient,
-        domain=domain,
-        phase="x",
-        shape=body.shape,
-        spacing_mm=SPACING,
-        affine=tuple(affine.ravel()),
-        frame_origin=origin,
-        frame_rule="middle of the body",
-        hu_min=-1000,
-        hu_max=1000,
-        body_box=(*hit.min(axis=0).tolist(), *(hit.max(axis=0) + 1).tolist()),
-        cell_shape=cell,
-        cells_grid=grid,
-        body_cells=bits,
-        mask_cells=b"",
-        hu_histogram=(0,) * 82,
-        array_path=f"volumes/v{number}",
-        stored_bytes=1,
-        digest="0" * 64,
-        metadata_digest="0" * 64,
-        source_digest="0",
-        source_stat="",
-        ingest_version=1,
-        provenance="{}",
-    )
-
-
-def ellipsoid(shape: Index, rng: np.random.Generator) -> np.ndarray:
-    centre = np.array(shape) / 2 + rng.uniform(-2, 2, 3)
-    radii = np.array(shape) * rng.uniform(0.3, 0.45, 3)
-    grid = np.indices(shape).reshape(3, -1).T
-    return (((grid - centre) / radii) ** 2).sum(axis=1).reshape(shape) < 1
-
-
-def cohort(seed: int, count: int = 10, patients: int = 6) -> list[Row]:
-    rng = np.random.default_rng(seed)
-    rows = []
-    for number in range(count):
-        shape = tuple(rng.integers((10, 20, 20), (30, 60, 60)).tolist())
-        origin = tuple(n // 2 + int(rng.integers(-3, 4)) for n in shape)
-        domain = 1 + number % 2
-        patient = f"p{rng.integers(patients)}" if number > 3 else f"q{number}"
-        rows.append(make_row(number, domain, patient, origin, ellipsoid(shape, rng)))
-    return rows
 
 
 def pairs(rows: Any, count: int = 200, **changes: Any) -> list[Any]:
@@ -274,199 +211,6 @@ class TestPairs:
         assert len(drawn) == 10
 
 
-class TestRefusals:
-    def test_a_domain_without_volumes(self) -> None:
-        rows = [row for row in cohort(0) if row.domain == 1]
-        with pytest.raises(StoreError, match="domain 2 has no volume among 5"):
-            PairSampler(rows, seed=0, patch_shape=(1, 8, 8))
-
-    def test_a_patch_larger_than_all_volumes(self) -> None:
-        with pytest.raises(StoreError, match=r"\(99, 8, 8\) voxels fits none of the 5 .*domain 1"):
-            PairSampler(cohort(0), seed=0, patch_shape=(99, 8, 8))
-
-    def test_one_patient_alone_is_never_paired_with_itself(self) -> None:
-        rows = [replace(row, patient="p") for row in cohort(0)]
-        with pytest.raises(StoreError, match=r"none of the 5 volumes .*another patient"):
-            PairSampler(rows, seed=0, patch_shape=(1, 8, 8))
-        mixed = [replace(row, patient=str(number)) for number, row in enumerate(cohort(0))]
-        with pytest.raises(StoreError, match="the same patient among the 5 of domain 2"):
-            PairSampler(mixed, seed=0, patch_shape=(1, 8, 8), pairing="same_patient")
-
-    @pytest.mark.parametrize("pairing", ["unpaired", "same_patient"])
-    def test_domains_whose_frames_begin_at_different_places_of_the_body(self, pairing: str) -> None:
-        rows = [
-            replace(row, frame_rule=RULES[row.domain - 1], patient=f"p{number // 2}")
-            for number, row in enumerate(cohort(0))
-        ]
-        counts = r"'lung base': 5 and 0; 'middle of the body': 0 and 5"
-        with pytest.raises(StoreError, match=counts):
-            PairSampler(rows, seed=0, patch_shape=(1, 8, 8), pairing=pairing)
-        rows[1] = replace(rows[1], frame_rule="lung base")
-        sampler = PairSampler(rows, seed=0, patch_shape=(1, 8, 8), pairing=pairing)
-        assert {sampler.pair(n).volumes[1] for n in range(50)} == {1}
-
-    def test_bodies_that_share_no_place(self) -> None:
-        body = np.ones((8, 16, 16), bool)
-        rows = [
-            make_row(0, 1, "a", (-40, 8, 8), body),
-            make_row(1, 2, "b", (40, 8, 8), body),
-        ]
-        sampler = PairSampler(rows, seed=0, patch_shape=(1, 8, 8))
-        with pytest.raises(StoreError, match=r"no place for a patch of \(1, 8, 8\).* 64 pairs"):
-            sampler.pair(0)
-
-    def test_spacing_or_orientation_that_differs_names_both_volumes(self) -> None:
-        rows = cohort(0)
-        rows[7] = replace(rows[7], spacing_mm=(2.0, 1.0, 1.01))
-        with pytest.raises(GeometryError, match="v000000 and v000007 differ in spacing"):
-            PairSampler(rows, seed=0, patch_shape=(1, 8, 8))
-        turned = np.reshape(cohort(0)[0].affine, (4, 4)).copy()
-        turned[:3, :3] = [[0, 0.1, 1], [0, 1, -0.1], [2, 0, 0]]
-        rows[7] = replace(rows[6], volume_id="v000007", domain=2, affine=tuple(turned.ravel()))
-        with pytest.raises(GeometryError, match="v000000 and v000007 differ in direction"):
-            PairSampler(rows, seed=0, patch_shape=(1, 8, 8))
-
-    @pytest.mark.parametrize(
-        "wrong",
-        [
-            {"seed": -1},
-            {"patch_shape": (0, 8, 8)},
-            {"pairing": "paired"},
-            {"balance": "equal"},
-            {"jitter": -1},
-            {"pool": 0},
-            {"patches_per_visit": 0},
-            {"body_fraction": 1.5},
-            {"mask_fraction": -0.1},
-        ],
-    )
-    def test_an_argument_out_of_range_is_named(self, wrong: dict[str, Any]) -> None:
-        with pytest.raises(ValueError, match=next(iter(wrong))):
-            PairSampler(cohort(0), **({"seed": 0, "patch_shape": (1, 8, 8)} | wrong))
-
-
-class TestVisits:
-    @settings(max_examples=60, deadline=None)
-    @given(
-        pool=st.integers(1, 70),
-        per_visit=st.integers(1, 20),
-        first=st.integers(0, 10**15),
-    )
-    def test_a_slot_takes_every_patch_of_a_visit_and_then_goes_on_to_the_next(
-        self, pool: int, per_visit: int, first: int
-    ) -> None:
-        sampler = PairSampler(
-            cohort(0), seed=0, patch_shape=(1, 8, 8), pool=pool, patches_per_visit=per_visit
-        )
-        turns = [sampler.turn(n) for n in range(first, first + 3 * pool)]
-        for now, then in zip(turns, turns[pool:], strict=False):
-            (slot, number, which), (next_slot, next_number, next_which) = now, then
-            assert next_slot == slot
-            assert next_number * per_visit + next_which == number * per_visit + which + 1
-            assert 0 <= which < per_visit
-        assert len({turn[:2] for turn in turns[:pool]}) == pool
-
-    def test_slots_change_their_visits_at_evenly_spread_times(self) -> None:
-        sampler = PairSampler(
-            cohort(0), seed=0, patch_shape=(1, 8, 8), pool=64, patches_per_visit=16
-        )
-        for rank in range(8):
-            starts = [
-                sum(sampler.turn(64 * turn + 8 * rank + i)[2] == 0 for i in range(8))
-                for turn in range(16)
-            ]
-            assert sum(starts) == 8
-            assert max(starts) <= 2
-
-    def test_patches_of_a_visit_are_far_from_each_other(self) -> None:
-        """Sixteen slices of 2D patches in a window of sixteen slices: each once."""
-        body = np.ones((64, 300, 300), bool)
-        rows = [make_row(i, 1 + i, f"p{i}", (32, 150, 150), body) for i in (0, 1)]
-        sampler = PairSampler(rows, seed=0, patch_shape=(1, 64, 64), pool=1, patches_per_visit=8)
-        assert sampler.window[0] == 8
-        for number in range(40):
-            places = sampler.visit(0, number).frame[0]
-            size = np.ptp(places[:, 0]) + 1
-            if size <= 8:
-                assert len(set(places[:, 0].tolist())) >= size
-
-    def test_a_visit_lies_in_one_window_and_windows_tile_all_places(self) -> None:
-        low, high = [-37, -100, 5], [41, 160, 9]
-        window = (8, 64, 64)
-        for axis in range(3):
-            tiles = set()
-            for u in range(low[axis], high[axis] + 1):
-                place = [0, 0, 7]
-                place[axis] = u
-                first, last = window_around(place, low, high, window)
-                assert first[axis] <= u <= last[axis]
-                tiles.add((first[axis], last[axis]))
-            ordered = sorted(tiles)
-            assert ordered[0][0] == low[axis]
-            assert ordered[-1][1] == high[axis]
-            assert all(a[1] + 1 == b[0] for a, b in itertools.pairwise(ordered))
-            assert all(first % window[axis] == 0 for first, _ in ordered[1:])
-
-    @settings(max_examples=50, deadline=None)
-    @given(
-        size=st.tuples(*[st.integers(1, 90)] * 3),
-        count=st.integers(1, 40),
-        number=st.integers(0, 10**9),
-    )
-    def test_each_equal_part_of_every_axis_holds_one_place(
-        self, size: Index, count: int, number: int
-    ) -> None:
-        first = [-5, 0, 7]
-        last = [a + n - 1 for a, n in zip(first, size, strict=True)]
-        places = spread(Draws(1, number), first, last, count) - first
-        assert places.shape == (count, 3)
-        for along, n in zip(places.T, size, strict=True):
-            parts = np.sort(along)
-            lowest = np.arange(count) * n // count
-            highest = -(-(np.arange(count) + 1) * n // count) - 1
-            assert ((lowest <= parts) & (parts <= highest)).all()
-
-    @pytest.mark.parametrize(
-        ("patch", "least", "most"),
-        [((1, 128, 128), 2, 3.2), ((5, 96, 96), 2, 3.2), ((32, 64, 64), 2, 3.2)],
-    )
-    def test_the_windows_decode_about_what_was_asked_for(
-        self, patch: Index, least: float, most: float
-    ) -> None:
-        shape = (192, 384, 384)
-        body = np.ones(shape, bool)
-        rows = [make_row(i, 1 + i, f"p{i}", (96, 192, 192), body) for i in (0, 1)]
-        sampler = PairSampler(rows, seed=0, patch_shape=patch, pool=1, amplification=2)
-        decoded = 0
-        for number in range(100):
-            starts = sampler.visit(0, number).frame[0]  # chunks begin at the origin
-            ends = starts + patch - 1
-            touched = {
-                cell
-                for a, b in zip(starts // CHUNK, ends // CHUNK, strict=True)
-                for cell in itertools.product(*map(range, a, b + 1))
-            }
-            decoded += len(touched) * np.prod(CHUNK)
-        assert least * 0.8 < decoded / (100 * 16 * np.prod(patch)) < most
-
-
-class TestDraws:
-    def test_numbers_are_philox_words(self) -> None:
-        words = np.random.Philox(key=np.array([5, 3], np.uint64)).random_raw(64 + 6)
-        draws = Draws(5, 3)
-        assert draws.below(1000) == int(words[63]) * 1000 >> 64
-        assert draws.fractions(2, 3).ravel().tolist() == (words[64:] >> np.uint64(32)).tolist()
-
-    @given(
-        seed=st.integers(0, 2**64 - 1), number=st.integers(0, 2**64 - 1), bound=st.integers(1, 9)
-    )
-    def test_a_number_lies_below_its_bound(self, seed: int, number: int, bound: int) -> None:
-        draws = Draws(seed, number)
-        assert all(0 <= draws.below(bound) < bound for _ in range(70))
-        assert not draws.chance(0)
-        assert draws.chance(1)
-
-
 class TestRanks:
     @given(step=st.integers(0, 10**12), share=st.integers(1, 9), world_size=st.integers(1, 12))
     def test_ranks_split_the_same_sequence_at_every_world_size(
@@ -507,43 +251,3 @@ class TestSplit:
         assert len(split_patients(rows, 1.0, seed=0)[0]) == 0
         with pytest.raises(ValueError, match="fraction is 2"):
             split_patients(rows, 2, seed=0)
-
-
-def test_a_hundred_thousand_volumes_are_sampled_from() -> None:
-    body = np.ones((30, 60, 60), bool)
-    rows = [make_row(i, 1 + i % 2, f"p{i // 3}", (15, 30, 30), body) for i in range(2)]
-    table = Catalogue.of(rows).table
-    many = table.take(np.arange(100_000) % 2)
-    for name, values in (
-        ("volume_id", [f"v{i:06d}" for i in range(100_000)]),
-        ("patient", [f"p{i // 3}" for i in range(100_000)]),
-        ("frame_rule", [RULES[i % 7 % 2] for i in range(100_000)]),
-    ):
-        at = many.column_names.index(name)
-        field = many.schema.field(name)
-        many = many.set_column(at, field, [pa.array(values, field.type)])
-    sampler = PairSampler(Catalogue(many), seed=1, patch_shape=(8, 16, 16))
-    drawn = [sampler.visit(n % 64, n // 64) for n in range(500)]
-    patients = sampler.rows.column("patient")
-    assert len({pair.volumes for pair in drawn}) == 500
-    assert all(patients[pair.volumes[0]] != patients[pair.volumes[1]] for pair in drawn)
-    rules = sampler.rows.column("frame_rule")
-    assert all(rules[pair.volumes[0]] == rules[pair.volumes[1]] for pair in drawn)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("held_out", [0.0, 0.1])
-def test_a_large_cohort_opens_within_500_mb_and_without_a_look_at_its_volumes(
-    many: Path, held_out: float
-) -> None:
-    _, peak = start_up(many, held_out)
-    assert peak < 500e6
-
-
-@pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("many") / "store"
-    store = make_catalogue(folder, 100_000)
-    assert len(store.rows) == 100_000
-    shutil.rmtree(folder / "volumes")
-    return folder
