@@ -12,17 +12,15 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from pmg.baseline_layers import AVERAGE_POOL, CONV, INSTANCE_NORM, MultiScale, Residual, normed
 from pmg.networks import Posterior, certain
-from pmg.where import Where
 
 if TYPE_CHECKING:
     from pmg.config import DiscriminatorConfig, ModelConfig
 
 __all__ = ["Discriminator", "Encoder", "EncoderTail", "Generator", "GeneratorHead"]
 
-_CONV = {2: nn.Conv2d, 3: nn.Conv3d}
 _TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-_INSTANCE_NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 
 
 class Encoder(nn.Module):
@@ -31,9 +29,9 @@ class Encoder(nn.Module):
     def __init__(self, config: ModelConfig, dims: int, slices: int, tail: nn.Module) -> None:
         super().__init__()
         width = config.width
-        layers = _normed(dims, _reflecting(dims, slices, width, 7))
+        layers = normed(dims, _reflecting(dims, slices, width, 7))
         for _ in range(config.downsamplings):
-            layers += _normed(dims, _CONV[dims](width, 2 * width, 3, stride=2, padding=1))
+            layers += normed(dims, CONV[dims](width, 2 * width, 3, stride=2, padding=1))
             width *= 2
         self.down = nn.Sequential(*layers)
         self.blocks = _blocks(dims, width, config.blocks)
@@ -77,7 +75,7 @@ class Generator(nn.Module):
         for _ in range(config.downsamplings):
             transposed = _TRANSPOSED[dims]
             doubling = transposed(width, width // 2, 3, stride=2, padding=1, output_padding=1)
-            layers += _normed(dims, doubling)
+            layers += normed(dims, doubling)
             width //= 2
         self.up = nn.Sequential(*layers, _reflecting(dims, width, slices, 7), nn.Tanh())
         self.apply(_start)
@@ -87,45 +85,24 @@ class Generator(nn.Module):
         return x
 
 
-class Discriminator(nn.Module):
+class Discriminator(MultiScale):
     """D_i: C64-C128-C256-C512 and a score for every 70 x 70 voxels, at `scales` resolutions."""
 
     def __init__(
         self, config: DiscriminatorConfig, dims: int, slices: int, *, position: bool
     ) -> None:
-        super().__init__()
         assert not position  # the configuration refuses it
-        self.scales = nn.ModuleList([_scores(config, dims, slices) for _ in range(config.scales)])
-        self._pool = {2: nn.AvgPool2d, 3: nn.AvgPool3d}[dims](2)
-
-    def forward(self, x: Tensor, where: Where) -> list[Tensor]:
-        scores = []
-        for scale in self.scales:
-            scores.append(scale(x))
-            x = self._pool(x)
-        return scores
-
-
-class Block(nn.Module):
-    """Residual block, 3 wide, reflected borders: h + norm(conv(relu(norm(conv(h)))))."""
-
-    def __init__(self, dims: int, width: int) -> None:
-        super().__init__()
-        first, second = (_normed(dims, _reflecting(dims, width, width, 3)) for _ in range(2))
-        self.change = nn.Sequential(*first, *second[:-1])  # no activation before the sum
-
-    def forward(self, h: Tensor) -> Tensor:
-        change: Tensor = self.change(h)
-        return h + change
+        scales = [_scores(config, dims, slices) for _ in range(config.scales)]
+        super().__init__(scales, AVERAGE_POOL[dims](2))
 
 
 def _blocks(dims: int, width: int, count: int) -> nn.Sequential:
-    return nn.Sequential(*[Block(dims, width) for _ in range(count)])
+    return nn.Sequential(*[_block(dims, width) for _ in range(count)])
 
 
-def _normed(dims: int, layer: nn.Module) -> list[nn.Module]:
-    outputs: int = layer.out_channels  # type: ignore[assignment]
-    return [layer, _INSTANCE_NORM[dims](outputs), nn.ReLU()]
+def _block(dims: int, width: int) -> Residual:
+    first, second = (_reflecting(dims, width, width, 3) for _ in range(2))
+    return Residual(dims, first, second)
 
 
 def _scores(config: DiscriminatorConfig, dims: int, slices: int) -> nn.Sequential:
@@ -134,17 +111,17 @@ def _scores(config: DiscriminatorConfig, dims: int, slices: int) -> nn.Sequentia
     inputs, width = slices, config.width
     for number in range(config.layers + 1):
         stride = 2 if number < config.layers else 1
-        layers.append(_CONV[dims](inputs, width, 4, stride=stride, padding=1))
-        layers += [_INSTANCE_NORM[dims](width)] if number else []
+        layers.append(CONV[dims](inputs, width, 4, stride=stride, padding=1))
+        layers += [INSTANCE_NORM[dims](width)] if number else []
         layers.append(nn.LeakyReLU(0.2))
         inputs, width = width, min(2 * width, 8 * config.width)
-    scores = nn.Sequential(*layers, _CONV[dims](inputs, 1, 4, padding=1))
+    scores = nn.Sequential(*layers, CONV[dims](inputs, 1, 4, padding=1))
     return scores.apply(_start)
 
 
 def _reflecting(dims: int, inputs: int, outputs: int, kernel: int) -> nn.Module:
     padding = kernel // 2
-    return _CONV[dims](inputs, outputs, kernel, padding=padding, padding_mode="reflect")
+    return CONV[dims](inputs, outputs, kernel, padding=padding, padding_mode="reflect")
 
 
 def _start(layer: nn.Module) -> None:

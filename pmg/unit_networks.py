@@ -13,17 +13,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from pmg.baseline_layers import AVERAGE_POOL, CONV, MultiScale, Residual, normed
 from pmg.networks import Posterior
-from pmg.where import Where
 
 if TYPE_CHECKING:
     from pmg.config import DiscriminatorConfig, ModelConfig
 
 __all__ = ["Discriminator", "Encoder", "EncoderTail", "Generator", "GeneratorHead"]
-
-_CONV = {2: nn.Conv2d, 3: nn.Conv3d}
-_INSTANCE_NORM = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
-_AVERAGE_POOL = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
 
 
 class Encoder(nn.Module):
@@ -32,9 +28,9 @@ class Encoder(nn.Module):
     def __init__(self, config: ModelConfig, dims: int, slices: int, tail: nn.Module) -> None:
         super().__init__()
         width = config.width
-        layers = _normed(dims, slices, width, 7)
+        layers = normed(dims, _conv(dims, slices, width, 7))
         for _ in range(config.downsamplings):
-            layers += _normed(dims, width, 2 * width, 4, stride=2)
+            layers += normed(dims, _conv(dims, width, 2 * width, 4, stride=2))
             width *= 2
         self.down = nn.Sequential(*layers)
         self.blocks = _blocks(dims, width, config.blocks - config.shared_blocks)
@@ -90,48 +86,25 @@ class Generator(nn.Module):
         return x
 
 
-class Discriminator(nn.Module):
+class Discriminator(MultiScale):
     """D_i: score maps of a patch at several resolutions."""
 
     def __init__(
         self, config: DiscriminatorConfig, dims: int, slices: int, *, position: bool
     ) -> None:
-        super().__init__()
         assert not position  # the configuration refuses it
-        self.scales = nn.ModuleList([_scores(config, dims, slices) for _ in range(config.scales)])
-        self._pool = _AVERAGE_POOL[dims](3, stride=2, padding=1, count_include_pad=False)
-
-    def forward(self, x: Tensor, where: Where) -> list[Tensor]:
-        scores = []
-        for scale in self.scales:
-            scores.append(scale(x))
-            x = self._pool(x)
-        return scores
-
-
-class Block(nn.Module):
-    """Residual block, 3 wide: h + norm(conv(relu(norm(conv(h)))))."""
-
-    def __init__(self, dims: int, width: int) -> None:
-        super().__init__()
-        second = _normed(dims, width, width, 3)[:-1]  # no activation before the sum
-        self.change = nn.Sequential(*_normed(dims, width, width, 3), *second)
-
-    def forward(self, h: Tensor) -> Tensor:
-        change: Tensor = self.change(h)
-        return h + change
+        scales = [_scores(config, dims, slices) for _ in range(config.scales)]
+        pool = AVERAGE_POOL[dims](3, stride=2, padding=1, count_include_pad=False)
+        super().__init__(scales, pool)
 
 
 def _blocks(dims: int, width: int, count: int) -> nn.Sequential:
-    return nn.Sequential(*[Block(dims, width) for _ in range(count)])
+    return nn.Sequential(*[_block(dims, width) for _ in range(count)])
 
 
-def _normed(dims: int, inputs: int, outputs: int, kernel: int, stride: int = 1) -> list[nn.Module]:
-    return [
-        _conv(dims, inputs, outputs, kernel, stride),
-        _INSTANCE_NORM[dims](outputs),
-        nn.ReLU(),
-    ]
+def _block(dims: int, width: int) -> Residual:
+    second, first = (_conv(dims, width, width, 3) for _ in range(2))
+    return Residual(dims, first, second)
 
 
 def _scores(config: DiscriminatorConfig, dims: int, slices: int) -> nn.Sequential:
@@ -148,7 +121,7 @@ def _scores(config: DiscriminatorConfig, dims: int, slices: int) -> nn.Sequentia
 
 def _conv(dims: int, inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Module:
     padding = (kernel - 1) // 2
-    layer = _CONV[dims](inputs, outputs, kernel, stride, padding, padding_mode="reflect")
+    layer = CONV[dims](inputs, outputs, kernel, stride, padding, padding_mode="reflect")
     nn.init.kaiming_normal_(layer.weight)
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)
