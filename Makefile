@@ -1,4 +1,4 @@
-# Everything a newcomer types. `make demo` and `make test` need python3 >= 3.11, git, make and g++.
+# Everything a newcomer types. `make demo` and `make test` need python3 >= 3.11, git and make.
 
 PYTHON ?= python3
 VENV := .venv

@@ -27,8 +27,8 @@ from pmg.precision import GradientWatch, LossScale, autocast
 
 __all__ = ["DeepSpeedEngine"]
 
-# On CPUs DeepSpeed 0.19 compiles a shared-memory all-reduce when it starts, which takes g++, ninja
-# and a minute, and which only inference calls.
+# On CPUs DeepSpeed 0.19 compiles a shared-memory all-reduce when it starts, which takes g++ and a
+# minute, and which only inference calls. Training uses no other op that it would compile.
 __compatible_ops__["deepspeed_shm_comm"] = False
 
 

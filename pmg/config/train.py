@@ -25,8 +25,8 @@ class TrainConfig(Section):
     )
     compile: bool = Field(
         False,
-        description="the networks by torch.compile, D only without loss.r1; for GPUs: on two CPU "
-        "cores it took three minutes to start and made no step faster",
+        description="the networks by torch.compile, D only without loss.r1; needs a C++ compiler; "
+        "for GPUs: on two CPU cores it took three minutes to start and made no step faster",
     )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     log_every: Count = 10

@@ -113,6 +113,16 @@ def test_stages_of_wide_networks_differ_by_what_adam_makes_of_rounding_alone(sto
 
 
 @pytest.mark.slow
+def test_training_compiles_nothing(store, tmp_path, monkeypatch):
+    """DeepSpeed compiles what it has in C++ where it first wants it; there need be no compiler."""
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "compiled"))
+    cases = [(0, "plain"), (2, "optimiser offloaded"), (3, "all offloaded")]
+    train_together([config_of(store, *case) for case in cases], 1, tmp_path)
+    assert not (tmp_path / "compiled").exists()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["clipped", "spectral norm", "gradient penalty"])
 def test_every_option_matters_here(option, alone):
     name = "critic.discriminators.0.scales.0.first.bias"
