@@ -100,7 +100,7 @@ def over_cluster(
         num_cpus=share.cpus,
         num_gpus=share.gpus,
         memory=share.memory_bytes,
-        max_task_retries=_RETRIES,
+        max_task_retries=_RETRIES,  # Ray 2.60 has no named parameter for it, and 2.64 drops others
     )
     missing = set(range(len(items)))
     for row in outcomes.iter_rows():

@@ -93,7 +93,7 @@ class RayWorkers:
             fn_constructor_args=(pickle.dumps(work), self._memory_bytes),
             batch_size=1,
             batch_format="numpy",
-            concurrency=(1, min(self._count, len(rows))),
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(self._count, len(rows))),
             num_cpus=1,
             memory=self._memory_bytes,
         )
