@@ -54,7 +54,8 @@ def phantom(out: Path, trials: int, steps: int, kill_after: int) -> None:
 @click.option("--out", required=True, type=click.Path(path_type=Path))
 @click.option("--trials", default=16, show_default=True)
 @click.option("--repeats", default=_REPEATS, show_default=True)
-def replay(out: Path, trials: int, repeats: int) -> None:
+@click.option("--grace", default=0, show_default=True, help="step before which none is ended")
+def replay(out: Path, trials: int, repeats: int, grace: int) -> None:
     """Train each cell of a grid once, unless OUT holds it; then search among them."""
     out.mkdir(parents=True, exist_ok=True)
     table = measured(phantom_store(out), out / "curves.json")
@@ -64,7 +65,11 @@ def replay(out: Path, trials: int, repeats: int) -> None:
         f"median {statistics.median(ends):.4f}, worst {ends[-1]:.4f}; value of the best of "
         f"{trials} trials"
     )
-    _compare(lambda *how: replayed(table, *how[:2], trials, how[2]), ("tpe", "cmaes"), repeats)
+
+    def search(sampler: str, pruner: str, seed: int) -> Outcome:
+        return replayed(table, sampler, pruner, trials, seed, grace)
+
+    _compare(search, ("tpe", "cmaes"), repeats)
 
 
 def _compare(

@@ -92,14 +92,19 @@ def _curve(config: Config) -> Iterator[float]:
                 yield judge(training)["objectives"][_OBJECTIVE]
 
 
-def replayed(table: Table, sampler: str, pruner: str, trials: int, seed: int) -> Outcome:
+def replayed(
+    table: Table, sampler: str, pruner: str, trials: int, seed: int, grace_steps: int
+) -> Outcome:
     """A search among the cells, two trials at a time; its best cell's value, its steps."""
     budget = BudgetConfig(trials=trials, steps=_STEPS, evaluate_every=_EVERY)
     study = optuna.create_study(
         sampler=sampler_of(
             SamplerConfig(name=sampler, seed=seed, startup_trials=_STARTUP)  # type: ignore[arg-type]
         ),
-        pruner=pruner_of(PrunerConfig(name=pruner), budget),  # type: ignore[arg-type]
+        pruner=pruner_of(
+            PrunerConfig(name=pruner, grace_steps=grace_steps),  # type: ignore[arg-type]
+            budget,
+        ),
     )
     steps = 0
     for _ in range(trials // 2):

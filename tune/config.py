@@ -96,6 +96,11 @@ class PrunerConfig(Section):
         description="of asha and hyperband: one in so many trials passes a rung; of pbt: one in so "
         "many is ended, and one in so many handed on",
     )
+    grace_steps: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="no trial is ended before this step: early the curves of different learning "
+        "rates cross",
+    )
     startup_trials: Count = Field(
         4,
         description="of median: trials that are never ended; of pbt: trials that have come to a "
@@ -223,6 +228,11 @@ class SearchConfig(Section):
             raise ValueError(
                 f"warm_start.trials needs sampler cmaes, not {self.sampler.name}; all samplers "
                 f"take its best points"
+            )
+        if self.pruner.grace_steps >= self.budget.steps:
+            raise ValueError(
+                f"pruner.grace_steps {self.pruner.grace_steps} leaves nothing to end early: "
+                f"expected less than budget.steps {self.budget.steps}"
             )
         if self.pruner.name == "pbt" and not changeable(self.space):
             raise ValueError(

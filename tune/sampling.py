@@ -61,16 +61,19 @@ def sampler_of(
 
 def pruner_of(config: PrunerConfig, budget: BudgetConfig) -> BasePruner:
     every = budget.evaluate_every
+    first = max(every, config.grace_steps)  # step at which trials are compared
     match config.name:
         case "none" | "pbt":
             return NopPruner()
         case "asha":
-            return Asha(min_resource=every, reduction_factor=config.factor)
+            return Asha(min_resource=first, reduction_factor=config.factor)
         case "median":
-            return MedianPruner(n_startup_trials=config.startup_trials, interval_steps=every)
+            return MedianPruner(
+                n_startup_trials=config.startup_trials, n_warmup_steps=first, interval_steps=every
+            )
         case "hyperband":
             return HyperbandPruner(
-                min_resource=every, max_resource=budget.steps, reduction_factor=config.factor
+                min_resource=first, max_resource=budget.steps, reduction_factor=config.factor
             )
 
 

@@ -55,6 +55,7 @@ def written(tmp_path: Path, **changed: object) -> Path:
         ({"final": {"against": ["faithfull"]}}, "config faithfull: no such file, nor a preset"),
         ({"final": {"against": ["unit"]}, "resources": {"workers": 2}}, "train.batch 1 must be"),
         ({"pruner": {"name": "pbt"}}, r"a float range of loss.\* or optim.lr in the space"),
+        ({"pruner": {"grace_steps": 9999}}, "pruner.grace_steps 9999 leaves nothing to end early"),
         ({"budget": {"steps": 100, "evaluate_every": 30}}, "multiple of evaluate_every 30"),
         ({"budget": {"trails": 3}}, "budget.trails: unknown field; did you mean budget.trials?"),
         ({"resources": {"workers": 2, "gpus_per_worker": 0.5}}, "needs workers 1"),

@@ -70,6 +70,21 @@ def test_hopeless_trials_are_ended_and_their_workers_told_so(tmp_path):
     assert search.study.trials[7].user_attrs["step"] == 100
 
 
+@pytest.mark.parametrize("name", ["asha", "median", "hyperband"])
+def test_no_trial_is_ended_before_its_grace_is_over(tmp_path, name):
+    search = Search(
+        tmp_path,
+        trials=20,
+        pruner={"name": name, "factor": 2, "startup_trials": 1, "grace_steps": 200},
+    )
+    for number in range(8):
+        search.algorithm.suggest(str(number))
+        search.train(str(number), float(number))
+    ended = [t for t in search.study.trials if t.state is TrialState.PRUNED]
+    assert ended
+    assert all(trial.user_attrs["step"] >= 200 for trial in ended)
+
+
 def test_with_several_objectives_the_first_ends_trials_early(tmp_path):
     search = Search(tmp_path, TWO, trials=9, pruner={"name": "asha", "factor": 2})
     for number in range(4):
