@@ -77,10 +77,12 @@ def ray_asks_for_a_token(manifests: list[Manifest]) -> Iterator[str]:
             yield f"{name} says otherwise than the operator"
 
 
-_NODES = ("head", "cpu", "gpu")
-_ROLES = (*_NODES, "client", "postgres", "object-store", "phantom", "fetch")
+_NODES = ("head", "a job's head", "cpu", "gpu")
+_ROLES = ("head", "cpu", "gpu", "client", "postgres", "object-store", "phantom", "fetch")
 _PEERS: dict[str, Where] = {
     **{role: ("pmg", {"pmg/role": role}) for role in _ROLES},
+    "head": ("pmg", {"pmg/role": "head", "ray.io/cluster": "pmg"}),
+    "a job's head": ("pmg", {"pmg/role": "head", "ray.io/cluster": "pmg-train-x7k2p"}),
     "a pod without role": ("pmg", {"app": "anything"}),
     "operator": ("kuberay-system", {"app.kubernetes.io/name": "kuberay-operator"}),
     "prometheus": ("monitoring", {"app.kubernetes.io/name": "prometheus"}),
@@ -98,9 +100,8 @@ _TALK: dict[tuple[str, str], Iterable[int]] = {
     **{(node, "postgres"): (5432,) for node in _NODES},
     **{(node, "object-store"): (9000,) for node in _NODES},
     **{("prometheus", node): (8080,) for node in _NODES},
-    **{(own, "dns"): (53,) for own in (*_ROLES, "a pod without role")},
-    ("client", "head"): (8265,),
-    ("operator", "head"): (8265,),
+    **{(own, "dns"): (53,) for own in (*_ROLES, "a job's head", "a pod without role")},
+    **{(who, head): (8265,) for who in ("client", "operator") for head in _NODES[:2]},
 }
 
 
@@ -349,8 +350,8 @@ def _texts(node: object) -> Iterator[str]:
         yield from (text for value in node for text in _texts(value))
 
 
-# Without a registry: the laptop's own, given to the one node, and those of the servers.
-_BY_VERSION = {"pmg-cpu", "pmg-gpu", "postgres", "minio/minio"}
+# On the laptop: our own, which are given to the one node, and one of the servers'.
+_BY_VERSION = {"pmg-cpu", "pmg-gpu", "postgres"}
 
 
 @rule

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import click
 import pytest
+import yaml
 from built import K8S, NO_KUBECTL, OVERLAYS, Manifest, build, objects, pods
 from policies import amount
 
@@ -123,6 +124,23 @@ def test_an_image_is_built_from_arguments_that_the_dockerfile_has() -> None:
         given = [words[n + 1] for n, word in enumerate(words) if word == "--build-arg"]
         assert {argument.partition("=")[0] for argument in given} <= known, line
         assert (ROOT / words[words.index("-f") + 1]).is_file()
+
+
+@NO_KUBECTL
+def test_the_servers_images_are_mirrored_as_they_are_pinned() -> None:
+    pinned = yaml.safe_load((K8S / "components/pinned-images/kustomization.yaml").read_text())
+    used = {
+        c["image"].partition("@")[0] for p in pods(build("overlays/laptop")) for c in p.containers
+    }
+    mirrored = {
+        f"{one['name']}:{one['newTag']}": f"REGISTRY/{Path(one['newName']).name}:{one['newTag']}"
+        for one in pinned["images"]
+        if not one["name"].startswith("pmg-")
+    }
+    assert mirrored.keys() < used
+    for line in told("docker buildx imagetools create"):
+        *_, target, source = shlex.split(line)
+        assert mirrored[source] == target
 
 
 def test_scripts_are_there_and_may_be_run() -> None:

@@ -26,7 +26,7 @@ pytestmark = [
 OF_THE_LAPTOP = {
     "CKV_K8S_15": "pull policy Always: the one node was given the image, no registry has it",
     "CKV_K8S_43": "digests: an image that was built here and loaded into the node has none; "
-    "the servers' images are named by version, and by digest where a registry mirrors them",
+    "PostgreSQL's is named by version, and by digest where a registry mirrors it",
 }
 OF_THE_SECRETS = {
     "CKV_K8S_35": "secrets as files: obstore and libpq read AWS_* and PGPASSWORD from the "

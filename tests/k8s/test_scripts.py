@@ -67,7 +67,8 @@ def test_the_images_are_pinned_to_what_the_registry_has(tmp_path: Path) -> None:
     subprocess.run(command, env=environment, check=True, capture_output=True)
     written = tmp_path / "k8s/components/pinned-images/kustomization.yaml"
     images = yaml.safe_load(written.read_text())["images"]
-    assert [image["name"] for image in images] == ["pmg-cpu", "pmg-gpu", "postgres", "minio/minio"]
+    names = [image["name"] for image in images]
+    assert names == ["pmg-cpu", "pmg-gpu", "postgres", "quay.io/minio/minio"]
     for image in images:
         assert image["newName"].startswith("registry.hospital.example/research/")
         assert image["digest"] == digest
