@@ -5,9 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from s3_server import s3_server
 
 from storage.place import Place
+
+# Machines are shared: how long an example takes says nothing.
+settings.register_profile("pmg", deadline=None)
+settings.load_profile("pmg")
 
 _numbers = itertools.count()
 

@@ -13,7 +13,7 @@ NOISE = PlaceNoise(seed=2**62 + 5, channels=3)
 WHOLE = NOISE.at(1, (0, 0, 0), (4, 60, 70))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_a_part_is_the_part_of_the_whole(data):
     start, extent = [], []

@@ -99,7 +99,7 @@ def contrast_by_loops(
     return float(np.average([hu[v] for v in own], weights=weights) - np.mean([hu[v] for v in ring]))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     centres=st.lists(
         st.tuples(st.integers(0, 2), st.integers(0, 11), st.integers(0, 13)), min_size=1, max_size=3

@@ -33,7 +33,7 @@ from pmg.prior import (
 )
 
 SEEDS = st.integers(0, 2**32)
-EXAMPLES = settings(max_examples=40, deadline=None)
+EXAMPLES = settings(max_examples=40)
 
 
 def random_mixture(

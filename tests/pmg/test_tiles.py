@@ -22,7 +22,7 @@ from pmg.training import Training, build_modules, torch_engines
 from pmg.where import Where
 from pmg.window import window_of
 
-EXAMPLES = settings(max_examples=60, deadline=None)
+EXAMPLES = settings(max_examples=60)
 
 
 @st.composite

@@ -13,7 +13,7 @@ from tiny import SPACING_MM, places
 from pmg.where import POSITION_FEATURES, Where
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     dims=st.sampled_from([2, 3]),
     stride=st.sampled_from([1, 2, 4]),

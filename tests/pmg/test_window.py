@@ -21,7 +21,7 @@ def test_every_hu_of_the_default_window_comes_back():
     assert torch.equal(back.round().long(), hu)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     low=st.integers(-2000, 0),
     extent=st.integers(100, 5000),

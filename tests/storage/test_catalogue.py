@@ -55,7 +55,7 @@ class TestRows:
         assert catalogue.column("shape").shape == (0, 3)
         assert catalogue.bitmaps()[0].tolist() == [0]
 
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     @given(steps=st.lists(st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=4)))
     def test_changes_are_those_of_a_dictionary(
         self, rows: list[Row], steps: list[list[tuple[int, bool]]]
@@ -110,7 +110,7 @@ class TestRows:
         assert row.frame_origin == (9, 15, 20)
         assert row.spacing_mm == (2.0, 1.0, 1.0)
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(
         shape=st.tuples(st.integers(1, 40), st.integers(1, 70), st.integers(1, 70)),
         spacing=st.tuples(*[st.floats(0.4, 6)] * 3),
@@ -136,7 +136,7 @@ class TestRows:
         assert sides.min() > 25
         assert sides.max() < 35
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(shape=st.tuples(*[st.integers(1, 30)] * 3), seed=st.integers(0, 99))
     def test_a_cell_is_marked_when_one_voxel_is_in_the_mask(
         self, shape: tuple[int, int, int], seed: int
@@ -149,7 +149,7 @@ class TestRows:
         expected = {tuple(index // cell) for index in np.argwhere(mask)}
         assert {np.unravel_index(i, grid) for i in np.flatnonzero(bits)} == expected
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(values=st.lists(st.integers(-32767, 32767), min_size=1, max_size=50))
     def test_the_histogram_counts_every_voxel_in_bins_of_50_hu(self, values: list[int]) -> None:
         hu = np.array(values, np.int16).reshape(1, 1, -1)

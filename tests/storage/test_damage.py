@@ -136,9 +136,7 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 class TestAnyByte:
-    @settings(
-        max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-    )
+    @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(data=st.data())
     def test_any_flipped_byte_of_any_file_is_found_and_its_file_is_named(
         self, whole: Store, data: st.DataObject
@@ -154,9 +152,7 @@ class TestAnyByte:
             overwrite(whole.place, name, before)
         assert Store.open(whole.place).verify() == []
 
-    @settings(
-        max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-    )
+    @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(data=st.data())
     def test_any_truncated_file_is_found(self, whole: Store, data: st.DataObject) -> None:
         name = data.draw(st.sampled_from(files(whole.place)))

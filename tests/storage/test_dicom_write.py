@@ -77,7 +77,7 @@ def test_store_orientation_and_back_gives_the_written_series_exactly(tmp_path, o
     require_exact_round_trip(a_volume(ORIENTATIONS[orientation]), tmp_path)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     rotation=st.integers(0, 2**32 - 1),
     mirrored=st.booleans(),

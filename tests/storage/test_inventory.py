@@ -20,7 +20,7 @@ def row(tmp_path_factory: pytest.TempPathFactory) -> Row:
     return two_volumes(Place.of(tmp_path_factory.mktemp("rows"))).rows[0]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(seed=st.integers(0, 10**6), count=st.integers(0, 30))
 def test_the_columns_give_what_the_rows_give(row: Row, seed: int, count: int) -> None:
     rng = np.random.default_rng(seed)

@@ -263,7 +263,7 @@ def test_rendering_in_slabs_leaves_no_seam(subject, monkeypatch):
     assert np.array_equal(render(subject, "portal", TINY).hu, whole.hu)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.integers(0, 10**6),
     st.tuples(*[st.floats(low, high) for low, high in ((-150, 150), (-120, 80), (-80, 120))]),

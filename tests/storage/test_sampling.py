@@ -36,7 +36,7 @@ def assert_as_expected(counts: Counter[Any], expected: dict[Any, float]) -> None
 
 
 class TestPairs:
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(
         seed=st.integers(0, 2**64 - 1),
         n=st.integers(0, 2**64 - 1),
@@ -175,7 +175,7 @@ class TestPairs:
         assert np.abs(moves).max() == 2
         assert len({tuple(move) for move in np.array(moves).tolist()}) > 100
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(cohort_seed=st.integers(0, 10**6), same_patient=st.booleans())
     def test_partners_share_the_rule_of_their_frames_and_every_such_pair_is_drawn(
         self, cohort_seed: int, same_patient: bool

@@ -40,7 +40,7 @@ def by_scipy_and_simpleitk(volume: Volume, grid: Volume) -> np.ndarray:
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(spacings, spacings, st.integers(0, 2**32 - 1))
 def test_resampling_is_smoothing_then_linear_interpolation(
     own_mm: tuple[float, float, float], target_mm: tuple[float, float, float], seed: int

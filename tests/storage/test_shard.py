@@ -67,7 +67,7 @@ class Counting:
 
 
 class TestReading:
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     @given(data=st.data())
     def test_every_box_is_what_zarr_reads(
         self, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory

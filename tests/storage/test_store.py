@@ -47,7 +47,7 @@ class TestReading:
         inner = [codec["name"] for codec in codecs[0]["configuration"]["codecs"]]
         assert inner == ["bytes", "blosc", "crc32c"]
 
-    @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
     @given(data=st.data())
     def test_a_box_is_the_slice_of_the_volume(
         self, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory

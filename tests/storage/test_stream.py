@@ -126,7 +126,7 @@ def test_ranks_together_see_what_one_rank_sees(store: Store, world_size: int) ->
     assert sum(map(len, seen)) == len(set.union(*seen)) == 5 * BATCH
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(stop=st.integers(0, 6), world_size=st.sampled_from([1, 2, 4]), threads=st.integers(1, 3))
 def test_a_restart_at_any_step_and_world_size_goes_on_exactly(
     store: Store, stop: int, world_size: int, threads: int
@@ -143,7 +143,7 @@ def test_a_restart_at_any_step_and_world_size_goes_on_exactly(
     assert all(same(a, b) for a, b in zip(whole, before + after, strict=True))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     seed=st.integers(0, 2**64 - 1),
     pool=st.integers(1, 5),

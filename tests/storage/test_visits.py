@@ -17,7 +17,7 @@ from storage.windows import spread, window_around
 
 
 class TestVisits:
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(
         pool=st.integers(1, 70),
         per_visit=st.integers(1, 20),
@@ -78,7 +78,7 @@ class TestVisits:
             assert all(a[1] + 1 == b[0] for a, b in itertools.pairwise(ordered))
             assert all(first % window[axis] == 0 for first, _ in ordered[1:])
 
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     @given(
         size=st.tuples(*[st.integers(1, 90)] * 3),
         count=st.integers(1, 40),
