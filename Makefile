@@ -5,7 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 
-.PHONY: demo demo-real test test-alone test-with-ray quick check lock clean
+.PHONY: demo demo-real test quick check lock clean
+.PHONY: test-alone test-with-ray test-long-alone test-long-with-ray
 
 demo: $(VENV)/.runs  ## the whole line on a phantom: DICOM to report, about 12 minutes
 	$(BIN)/pmg demo --out demo
@@ -15,14 +16,20 @@ demo-real: $(VENV)/.runs $(VENV)/.real  ## the same on four real chest CT series
 
 test: $(VENV)/.develops $(VENV)/.real $(VENV)/.scans $(VENV)/.alerts  ## every test
 	$(MAKE) --jobs 2 test-alone test-with-ray
-	$(BIN)/python -m pytest -m long
+	$(MAKE) --jobs 2 test-long-alone test-long-with-ray
 
 # Two at once, for one with Ray waits a lot; but never two with Ray, where each has two cores in mind.
 test-alone:
-	$(BIN)/python -m pytest -m "not long" tests/pmg tests/benchmarks tests/storage
+	$(BIN)/python -m pytest -m "not long and not ray"
 
 test-with-ray:
-	$(BIN)/python -m pytest -m "not long" tests/launch tests/tune tests/k8s tests/cli
+	$(BIN)/python -m pytest -m "not long and ray"
+
+test-long-alone:
+	$(BIN)/python -m pytest -m "long and not ray"
+
+test-long-with-ray:
+	$(BIN)/python -m pytest -m "long and ray"
 
 quick: $(VENV)/.develops  ## the tests that neither train nor start Ray
 	$(BIN)/python -m pytest -m "not slow and not long and not real"

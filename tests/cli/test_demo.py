@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.ray]
+
 PMG = Path(sys.executable).parent / "pmg"
 TINY = [
     "model.width=4",
@@ -28,8 +30,6 @@ def demo(out, *arguments):
     return done.stdout, {row["name"]: row for row in rows}
 
 
-@pytest.mark.slow
-@pytest.mark.long
 def test_the_demo_ends_with_a_table_and_a_report_that_needs_nothing_else(tmp_path):
     out = tmp_path / "demo"
     printed, rows = demo(out, "--subjects", "2", "--tests", "1")
@@ -56,8 +56,6 @@ def test_the_demo_ends_with_a_table_and_a_report_that_needs_nothing_else(tmp_pat
     assert same["body MAE"] == rows["body MAE"]
 
 
-@pytest.mark.slow
-@pytest.mark.long
 @pytest.mark.real
 def test_the_real_demo_shows_calcium_and_blood_before_and_after(tmp_path):
     _, rows = demo(tmp_path / "demo", "--real")

@@ -29,7 +29,7 @@ from ray.autoscaler._private.kuberay.autoscaling_config import (
 )
 from ray_nodes import ray_cluster
 
-pytestmark = [NO_KUBECTL, pytest.mark.long]
+pytestmark = [NO_KUBECTL, pytest.mark.long, pytest.mark.ray]
 
 _IDLE_S = 15
 _HERE = {

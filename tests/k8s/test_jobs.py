@@ -34,7 +34,7 @@ sys.path += [str(K8S.parent / "tests"), str(K8S.parent / "tests" / "tune")]
 import s3_server
 from postgres_server import find_binaries, postgres_server
 
-pytestmark = [NO_KUBECTL, pytest.mark.long]
+pytestmark = [NO_KUBECTL, pytest.mark.long, pytest.mark.ray]
 
 JOBS = ("ingest", "train", "tune", "translate", "evaluate")
 MODULES = {name: "tune.search" if name == "tune" else f"launch.{name}" for name in JOBS}

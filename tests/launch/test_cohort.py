@@ -26,7 +26,7 @@ from pmg.weights import save_translator
 sys.path.append(str(Path(__file__).parents[1] / "storage"))
 from make_cohort import body_hu, write_dicom
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 SHARE = Share(workers=2, memory_bytes=1 << 29)
 # What a test defines cannot be imported by an actor; Python's own functions can.

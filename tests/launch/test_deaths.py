@@ -16,7 +16,7 @@ from small_run import make_store
 from benchmarks.head import head_node
 from launch.run_folder import RunFolder
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.ray]
 
 ATTACHED = {"address": "auto"}
 ENDLESS = {"steps": 100_000}

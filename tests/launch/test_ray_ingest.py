@@ -21,7 +21,7 @@ from storage.ingest import ingest
 from storage.store import Store
 from storage.workers import Lost
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 GIB = 1 << 30
 

@@ -19,7 +19,7 @@ from small_run import make_store, small_config
 from benchmarks.head import Head
 from launch.run_folder import RunFolder
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 PLANTED = "planted-s3-secret-1f6c"
 

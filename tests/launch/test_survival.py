@@ -13,7 +13,7 @@ from small_run import make_store
 
 from launch.run_folder import RunFolder
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.ray]
 
 STEPS = 200
 TRAIN = {"steps": STEPS, "log_every": 2, "checkpoint_every": 10}

@@ -14,7 +14,7 @@ from small_run import make_store
 from launch.run_folder import RunFolder
 from pmg.weights import load_translator
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 
 @pytest.fixture(scope="module")

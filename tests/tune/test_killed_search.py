@@ -19,7 +19,7 @@ from small_search import EVERY, assert_whole, first_steps, saved, written
 
 from tune.study import load_study
 
-pytestmark = [pytest.mark.slow, pytest.mark.long]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.ray]
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from tune.search import main, search
 from tune.study import PARENT, counted, load_study
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 
 @pytest.fixture(scope="module")
