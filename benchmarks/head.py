@@ -94,6 +94,7 @@ def head_node(cpus: int = 2, nodes: int = 0, **variables: str) -> Iterator[Head]
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_TMPDIR": str(folder),  # where a second, unwanted cluster would be seen
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_raylet_start_wait_time_s": "120",  # of a machine that does other things as well
         "PYTHONPATH": os.pathsep.join(p for p in (os.getcwd(), os.environ.get("PYTHONPATH")) if p),
         **variables,
     }
