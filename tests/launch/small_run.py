@@ -1,4 +1,4 @@
-"""A store and a configuration small enough to train in seconds."""
+"""A store and a configuration small enough to train in seconds; `store` is one for all tests."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from pmg.config import Config
 from storage.body import FrameOrigin
@@ -58,6 +59,14 @@ def make_store(path: Path | Place) -> Store:
                 )
         writer.commit(rows)
     return Store.open(path)
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For tests that only read it."""
+    path = tmp_path_factory.mktemp("small") / "store"
+    make_store(path)
+    return path
 
 
 def _subject(domain: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from ranks import go_on_together, train_alone
-from small_run import make_store, small_config
+from small_run import small_config
 
 pytestmark = pytest.mark.long
 
@@ -15,10 +15,8 @@ STAGES = (0, 1, 2, 3)
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
+def config(store):
     """With all that has a state: spectral norm's vectors, a clipped gradient, a guarded prior."""
-    store = tmp_path_factory.mktemp("elastic") / "store"
-    make_store(store)
 
     def of(stage, **launch):
         return small_config(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from ranks import run_together, start
-from small_run import make_store, small_config
+from small_run import small_config
 
 from launch import checkpoint
 from launch.run_folder import RunFolder
@@ -76,11 +76,10 @@ def _plant(rank, engines, folder, configs):
         (folder / f"{number}-{rank}.json").write_text(json.dumps(said | {"ended": ended}))
 
 
-def test_a_nan_on_one_rank_skips_the_step_on_all_and_is_named(tmp_path):
-    make_store(tmp_path / "store")
+def test_a_nan_on_one_rank_skips_the_step_on_all_and_is_named(store, tmp_path):
     configs = [
         small_config(
-            tmp_path / "store",
+            store,
             launch={"zero_stage": stage},
             prior={"components": 3, "fit_step": 0, "reseed_every": 0},
         )
@@ -139,9 +138,8 @@ def _fill(rank, engines, folder, config):
     (folder / f"{rank}.json").write_text("done")
 
 
-def test_a_checkpoint_that_does_not_fit_is_left_out_and_three_in_a_row_end_the_run(tmp_path):
-    make_store(tmp_path / "store")
-    run_together(_fill, tmp_path, small_config(tmp_path / "store"))
+def test_a_checkpoint_that_does_not_fit_is_left_out_and_three_in_a_row_end_the_run(store, tmp_path):
+    run_together(_fill, tmp_path, small_config(store))
     run = RunFolder(tmp_path / "run")
     assert sorted(p.name for p in run.checkpoints.iterdir()) == ["step_00000001", "step_00000004"]
     assert checkpoint.newest(run.checkpoints).step == 4

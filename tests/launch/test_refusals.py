@@ -17,13 +17,6 @@ from storage.place import Place
 from storage.store import Store
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    path = tmp_path_factory.mktemp("refusals") / "store"
-    make_store(path)
-    return path
-
-
 @pytest.fixture(autouse=True)
 def nothing_was_started():
     yield

@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 import torch.distributed as dist
-from small_run import make_store, small_config
+from small_run import small_config
 
 from launch.train import with_store
 from pmg.config import ConfigError
@@ -25,10 +25,8 @@ HELD = {"patch": (32, 32), "validation_fraction": 0.5}
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    path = tmp_path_factory.mktemp("judge") / "store"
-    make_store(path)
-    return with_store(small_config(path, data=HELD))[0]
+def config(store):
+    return with_store(small_config(store, data=HELD))[0]
 
 
 @pytest.fixture
