@@ -114,11 +114,15 @@ class Training:
 
     @torch.no_grad()
     def _average(self, averaged: Translator, skipped: Tensor) -> None:
-        """averaged <- ema averaged + (1 - ema) trained; the trained weights after the first step.
+        """averaged <- decay averaged + (1 - decay) trained, decay = min(ema, (1 + t) / (10 + t)).
 
-        Where the step was skipped it stays as it is.
+        t counts steps from 0: at first an average over the last tenth of a training, so that what
+        it began with is soon forgotten; the trained weights after the first step. Where the step
+        was skipped it stays as it is.
         """
-        weight = (1 - skipped) * (1 - self.config.optim.ema if self.step else 1.0)
+        t = self.step
+        decay = min(self.config.optim.ema, (1 + t) / (10 + t)) if t else 0.0
+        weight = (1 - skipped) * (1 - decay)
         own: list[Tensor] = list(averaged.parameters())
         trained: list[Tensor] = list(self.translator.module.parameters())
         torch._foreach_lerp_(own, trained, [weight] * len(own))  # type: ignore[list-item]

@@ -27,5 +27,5 @@ class OptimConfig(Section):
     )
     halve_every: Count = 100_000
     ema: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.999, description="decay of the averaged weights that translate; 0: none"
+        0.999, description="decay of the averaged weights that translate, less at first; 0: none"
     )
