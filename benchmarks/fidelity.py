@@ -175,7 +175,7 @@ class _Runs:
         command = [sys.executable, "-m", "benchmarks.fidelity", *own, "--run", contender.name]
         command += [str(seed), *(["--set", *overrides] if overrides else [])]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        with (folder / "log.txt").open("w") as log:
+        with (folder / "log.txt").open("w", encoding="utf-8") as log:
             child = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
             self._children.add(child)
             code = child.wait()
@@ -200,7 +200,7 @@ def _report(size: Size, out: Path, seeds: int, results: Path) -> str:
         ]
     )
     results.mkdir(parents=True, exist_ok=True)
-    (results / f"fidelity-{size.name}.md").write_text(text)
+    (results / f"fidelity-{size.name}.md").write_text(text, encoding="utf-8")
     first = [(title, folders[0]) for title, folders in contenders.values()]
     shown = [("source", runs / "identity"), ("truth", runs / "truth"), *first[1:2], *first[3:]]
     done = [(t, f) for t, f in shown if (f / RESULT).is_file() or f.name == "truth"]

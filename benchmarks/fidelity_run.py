@@ -75,7 +75,7 @@ class Cohort:
 def read_result(run: Path) -> dict[str, Any] | None:
     """`facts` and `figures` of a finished run, None of another."""
     path = run / RESULT
-    return json.loads(path.read_text()) if path.is_file() else None
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def is_finished(run: Path, config: Config) -> bool:
@@ -162,7 +162,7 @@ def _train(config: Config, store: Store, run: Path, device: torch.device) -> Tra
     with (
         stream,
         closing(on_device(stream, device)) as batches,
-        (run / "losses.csv").open("w", newline="") as file,
+        (run / "losses.csv").open("w", newline="", encoding="utf-8") as file,
     ):
         table, sums = csv.writer(file), {}
         while training.step < config.train.steps:
@@ -210,5 +210,5 @@ def _nearest(truth: Truth, diameter_mm: float) -> Plaque:
 
 def _finish(run: Path, result: Mapping[str, Any]) -> None:
     partial = run / f".{RESULT}.partial"
-    partial.write_text(json.dumps(result, indent=1) + "\n")
+    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     partial.rename(run / RESULT)

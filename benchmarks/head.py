@@ -50,7 +50,7 @@ class Head:
         command += ["--object-store-memory=100000000", "--disable-usage-stats"]
         command += [f"--metrics-export-port={self.metrics_ports[-1]}"]
         command += [f"--dashboard-agent-listen-port={_free_port()}"]
-        with (self.folder / "head.log").open("a") as log:
+        with (self.folder / "head.log").open("a", encoding="utf-8") as log:
             node = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
         self.nodes.append(node)
         return node
@@ -107,7 +107,7 @@ def head_node(cpus: int = 2, nodes: int = 0, **variables: str) -> Iterator[Head]
     command += [f"--dashboard-agent-listen-port={_free_port()}", f"--temp-dir={folder}"]
     command += ["--object-store-memory=100000000", "--disable-usage-stats"]
     log = folder / "head.log"
-    with log.open("w") as file:
+    with log.open("w", encoding="utf-8") as file:
         first = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
     head = Head(
         f"http://127.0.0.1:{dashboard}",
@@ -139,7 +139,7 @@ def _wait(url: str, head: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + _START_S
     while True:
         if head.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"the head node did not start:\n{log.read_text()}")
+            raise RuntimeError(f"the head node did not start:\n{log.read_text(encoding='utf-8')}")
         try:
             urllib.request.urlopen(url, timeout=5)
             return

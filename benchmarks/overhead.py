@@ -72,7 +72,7 @@ def under_torchrun(
     command += ["--nproc-per-node", str(workers), "-m", "benchmarks.ranks", "--engine", engine]
     command += ["--config", str(config), "--steps", str(steps), "--skip", str(skip)]
     subprocess.run([*command, "--out", str(out)], check=True, capture_output=True)
-    figures: dict[str, Any] = json.loads(out.read_text())
+    figures: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
     return figures
 
 
@@ -149,9 +149,9 @@ def submit_to_first_step(config: Path, workers: int, run: Path) -> dict[str, flo
         if process.wait():
             raise RuntimeError(f"the job failed: {list(run.glob('failure.txt'))}")
     folder = RunFolder(run)
-    log = folder.log(0).read_text()
+    log = folder.log(0).read_text(encoding="utf-8")
     entered = datetime.fromisoformat(re.findall(r"^(\S+ \S+) INFO.*: rank 0 of", log, re.M)[0])
-    (start,) = json.loads(folder.environment.read_text())
+    (start,) = json.loads(folder.environment.read_text(encoding="utf-8"))
     first = next(iter(folder.read_metrics()))
     marks = {
         "submit: Python, Ray's client, the request": seen["job "],
@@ -188,7 +188,7 @@ def main() -> None:
             work / "store", arguments.width, arguments.zero, arguments.steps, arguments.workers
         )
         source = work / "run.yaml"
-        source.write_text(config.to_yaml())
+        source.write_text(config.to_yaml(), encoding="utf-8")
         for number in range(arguments.rounds):
             turn = number % max(1, len(arguments.engines))
             for engine in [*arguments.engines[turn:], *arguments.engines[:turn]]:
@@ -224,7 +224,8 @@ def main() -> None:
                     "submit_to_first_step_s": parts,
                 },
                 indent=1,
-            )
+            ),
+            encoding="utf-8",
         )
 
 

@@ -138,7 +138,7 @@ def main() -> None:
             "sent_bytes": dict(traffic.sent),
             "calls": dict(traffic.calls),
         }
-        arguments.out.write_text(json.dumps(figures))
+        arguments.out.write_text(json.dumps(figures), encoding="utf-8")
     dist.barrier()
     dist.destroy_process_group()
 

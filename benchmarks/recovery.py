@@ -102,7 +102,7 @@ def main(given: Sequence[str] | None = None) -> None:
             }
         )
         source = work / "run.yaml"
-        source.write_text(config.to_yaml())
+        source.write_text(config.to_yaml(), encoding="utf-8")
         found = recoveries(source, work / "run", arguments.kills)
     print(f"{WORKERS} workers, {os.cpu_count()} cores, load {os.getloadavg()[1]:.1f}\n")
     print(f"| s | median of {len(found)} | range |\n|---|---|---|")

@@ -189,7 +189,8 @@ def measure(width: int, steps: int, out: Path | None) -> None:
             source = work / "run.yaml"
             launch = config.launch.model_copy(update={"workers": workers})
             source.write_text(
-                config.model_copy(update={"train": train, "launch": launch}).to_yaml()
+                config.model_copy(update={"train": train, "launch": launch}).to_yaml(),
+                encoding="utf-8",
             )
             command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
             command += ["--nproc-per-node", str(workers), "-m", "benchmarks.ranks"]
@@ -197,7 +198,9 @@ def measure(width: int, steps: int, out: Path | None) -> None:
             command += ["--steps", str(steps), "--skip", str(steps // 3)]
             command += ["--out", str(work / "figures.json"), *options]
             subprocess.run(command, check=True, capture_output=True)
-            figures: dict[str, Any] = json.loads((work / "figures.json").read_text())
+            figures: dict[str, Any] = json.loads(
+                (work / "figures.json").read_text(encoding="utf-8")
+            )
             return figures
 
         load = load_of(config_of(work / "store", width, 0, steps))
@@ -234,13 +237,13 @@ def measure(width: int, steps: int, out: Path | None) -> None:
                 f"{figures['cpu_s_per_step'] / workers:.3f} CPU s a rank"
             )
     if out:
-        out.write_text(json.dumps(found, indent=1))
+        out.write_text(json.dumps(found, indent=1), encoding="utf-8")
 
 
 def _gloo(work: Path) -> tuple[float, float]:
     """(seconds a call, bytes/s that a rank sends) of all-reduces on this machine."""
     torch.multiprocessing.spawn(_time_gloo, (str(work),), nprocs=2)
-    small, large = json.loads((work / "gloo.json").read_text())
+    small, large = json.loads((work / "gloo.json").read_text(encoding="utf-8"))
     return small, _LARGE / (large - small)
 
 
@@ -261,7 +264,7 @@ def _time_gloo(rank: int, work: str) -> None:
             taken.append(time.monotonic() - started)
         times.append(statistics.median(taken))
     if rank == 0:
-        Path(work, "gloo.json").write_text(json.dumps(times))
+        Path(work, "gloo.json").write_text(json.dumps(times), encoding="utf-8")
     dist.barrier()
     dist.destroy_process_group()
 

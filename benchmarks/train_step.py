@@ -270,7 +270,7 @@ def measured(config: Config, how: str, steps: int) -> dict[str, Any]:
 
 def peak_bytes() -> int:
     """Of this process alone; getrusage counts the parent's as well."""
-    with open("/proc/self/status") as file:
+    with open("/proc/self/status", encoding="utf-8") as file:
         lines = dict(line.split(":", 1) for line in file)
     return 1024 * int(lines["VmHWM"].split()[0])
 

@@ -40,7 +40,7 @@ def phantom_store(folder: Path) -> Path:
 def killed_search(store: Path, out: Path, trials: int, steps: int, kill_after: int) -> None:
     """Run the search's command, kill it once so many trials are finished, and resume it."""
     file = out.with_suffix(".yaml")
-    file.write_text(yaml.safe_dump(_search(store, trials, steps)))
+    file.write_text(yaml.safe_dump(_search(store, trials, steps)), encoding="utf-8")
     command = [sys.executable, "-m", "tune.search", "--config", str(file), "--out", str(out)]
     started = time.monotonic()
     first = subprocess.Popen(command, start_new_session=True)

@@ -50,7 +50,9 @@ Table = Mapping[Cell, list[float]]  # for each cell of GRID its learning curve
 
 def measured(store: Path, file: Path) -> Table:
     """Train each cell in this process unless `file` holds it, and write `file` after each."""
-    held: dict[str, list[float]] = json.loads(file.read_text()) if file.is_file() else {}
+    held: dict[str, list[float]] = (
+        json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    )
     base = load_config("demo", _SMALL, data={"store": store})
     base, _ = with_store(with_values(base, {"train.steps": _STEPS, "prior.fit_step": _EVERY}))
     cells = list(itertools.product(*(range(len(values)) for values in GRID.values())))
@@ -62,7 +64,7 @@ def measured(store: Path, file: Path) -> Table:
             values = {path: of[n] for n, (path, of) in zip(cell, GRID.items(), strict=True)}
             began = time.monotonic()
             held[str(cell)] = list(_curve(with_values(base, values)))
-            file.write_text(json.dumps(held, indent=1))
+            file.write_text(json.dumps(held, indent=1), encoding="utf-8")
             print(f"{values}: {held[str(cell)][-1]:.4f} in {time.monotonic() - began:.0f} s",
                   flush=True)  # fmt: skip
         dist.destroy_process_group()

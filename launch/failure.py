@@ -52,7 +52,7 @@ def recorded(folder: RunFolder, rank: int) -> Iterator[None]:
         _log.exception("rank %d failed", rank)
         if not isinstance(error, _TRANSIENT):
             try:
-                with folder.failure.open("x") as file:
+                with folder.failure.open("x", encoding="utf-8") as file:
                     file.write(f"{_line(error)}\n\n{traceback.format_exc()}")
             except FileExistsError:
                 pass

@@ -115,14 +115,14 @@ class RunFolder:
     def add_start(self, start: Record) -> None:
         """Append to `environment`, which is replaced whole."""
         partial = self.environment.with_suffix(".partial")
-        partial.write_text(json.dumps([*self.starts(), start], indent=1))
+        partial.write_text(json.dumps([*self.starts(), start], indent=1), encoding="utf-8")
         partial.rename(self.environment)
 
     def starts(self) -> list[Record]:
         """What `add_start` was given, the first first."""
         if not self.environment.exists():
             return []
-        found: list[Record] = json.loads(self.environment.read_text())
+        found: list[Record] = json.loads(self.environment.read_text(encoding="utf-8"))
         return found
 
     def append_metrics(self, record: Record) -> None:
@@ -135,7 +135,9 @@ class RunFolder:
         """By step, each step's last: a resume may have come to a step again."""
         if not self.observations.exists():
             return []
-        found = {one["step"]: one for one in _records(self.observations.read_text())}
+        found = {
+            one["step"]: one for one in _records(self.observations.read_text(encoding="utf-8"))
+        }
         return [found[step] for step in sorted(found)]
 
     def read_metrics(self) -> Iterator[Record]:
@@ -143,7 +145,7 @@ class RunFolder:
         if not self.metrics.exists():
             return
         kept: list[Record] = []
-        for record in _records(self.metrics.read_text()):
+        for record in _records(self.metrics.read_text(encoding="utf-8")):
             while kept and kept[-1]["step"] >= record["step"]:
                 kept.pop()
             kept.append(record)
@@ -178,7 +180,7 @@ class MetricsTail:
 
 
 def _append(path: Path, record: Record) -> None:
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
 
 

@@ -91,7 +91,8 @@ def write_guide(folder: RunFolder, config: Config, model: str) -> None:
             report=folder.report.name,
             logs=folder.log(0).parent.name,
             failure=folder.failure.name,
-        )
+        ),
+        encoding="utf-8",
     )
 
 
@@ -126,7 +127,8 @@ def write_run_report(folder: RunFolder, config: Config) -> None:
             panel_step=int(panels[-1].stem.removeprefix("step_")) if panels else 0,
             starts=json.dumps(starts, indent=1),
             config=config.to_yaml(),
-        )
+        ),
+        encoding="utf-8",
     )
 
 

@@ -190,7 +190,7 @@ def _read_environment(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        environment = yaml.safe_load(path.read_text()) or {}
+        environment = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
         raise AccessError(f"runtime environment {path}: not YAML: {error}") from None
     if not isinstance(environment, dict) or not isinstance(environment.get("env_vars", {}), dict):

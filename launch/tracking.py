@@ -174,7 +174,7 @@ class MlflowTracker:
         self._metric = Metric
         self._client: Any = MlflowClient(tracking_uri=config.track.mlflow)
         if folder.mlflow_run.exists():
-            self._run = folder.mlflow_run.read_text()
+            self._run = folder.mlflow_run.read_text(encoding="utf-8")
             return
         experiment = self._client.get_experiment_by_name(config.track.experiment)
         number = (
@@ -186,7 +186,7 @@ class MlflowTracker:
         for section, fields in config.model_dump(mode="json").items():
             for name, value in fields.items():
                 self._client.log_param(self._run, f"{section}.{name}", value)
-        folder.mlflow_run.write_text(self._run)
+        folder.mlflow_run.write_text(self._run, encoding="utf-8")
 
     def log(self, record: Mapping[str, Any]) -> None:
         now = int(1000 * record.get("unix_s", time.time()))

@@ -84,7 +84,7 @@ def train(
             console.print(f"resuming from {found}", soft_wrap=True)
         for stale in (folder.stop_request, folder.failure):
             stale.unlink(missing_ok=True)
-        folder.config.write_text(config.to_yaml())
+        folder.config.write_text(config.to_yaml(), encoding="utf-8")
         cost = cost_of(config)
         write_guide(folder, config, f"Architecture {config.model.architecture}: {cost}.")
         console.print(f"model: {cost}", soft_wrap=True)
@@ -109,10 +109,14 @@ def _fit(config: Config, folder: RunFolder, console: Console, *, force: bool) ->
     fit = InThread(trainer(config, folder, force=force).fit)
     with _stop_on_interrupt(folder, tail, console):
         follow(tail.new, config.train.steps, fit.is_alive, console)
-        told = folder.stop_request.read_text() if folder.stop_request.exists() else None
+        told = (
+            folder.stop_request.read_text(encoding="utf-8")
+            if folder.stop_request.exists()
+            else None
+        )
     if folder.failure.exists():
         # The cause in its first line, then the worker's traceback.
-        text = folder.failure.read_text().rstrip()
+        text = folder.failure.read_text(encoding="utf-8").rstrip()
         raise TrainingFailed(f"{text}\n\nthe same is in {folder.failure}")
     if fit.error is not None:
         raise TrainingFailed(
@@ -225,7 +229,7 @@ def _stop_on_interrupt(folder: RunFolder, tail: MetricsTail, console: Console) -
     def request_stop(signum: int, frame: FrameType | None) -> None:
         if folder.stop_request.exists() or tail.empty:  # told twice, or nothing to save
             raise Stopped(signum)
-        folder.stop_request.write_text(str(signum))
+        folder.stop_request.write_text(str(signum), encoding="utf-8")
         console.print("stopping: saving a checkpoint first (Ctrl-C again to end at once)")
 
     if threading.current_thread() is not threading.main_thread():  # which alone gets signals

@@ -122,7 +122,7 @@ def translate_on_cluster(
     outcomes = []
     with (
         cluster(LaunchConfig(address=address)) if left else nullcontext(),
-        (out / _REPORT).open("a", newline="") as file,
+        (out / _REPORT).open("a", newline="", encoding="utf-8") as file,
     ):
         report, started = csv.writer(file), time.monotonic()
         for outcome in over_cluster(plan, left, share or Share()):

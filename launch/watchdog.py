@@ -22,7 +22,7 @@ def watchdog(stacks: Path, limit_s: float) -> Iterator[Callable[[], None]]:
     runs also while one of Python's holds the interpreter's lock. When one rank hangs, the others
     wait for it in a collective and end likewise.
     """
-    with stacks.open("a") as file:
+    with stacks.open("a", encoding="utf-8") as file:
         file.write(f"watched from unix second {time.time():.0f} on, limit {limit_s:g} s\n")
         file.flush()
         armed = 0.0

@@ -135,7 +135,7 @@ def write_assessed(folder: Path, one: Assessed) -> None:
         for quantity, amount in measured.items()
     ]
     record = {"name": result.name, "subject": result.subject, "figures": figures}
-    (folder / _RESULT).write_text(json.dumps(record))
+    (folder / _RESULT).write_text(json.dumps(record), encoding="utf-8")
     arrays: dict[str, Any] = {"titles": np.array([panel.title for panel in one.panels], dtype=str)}
     for number, panel in enumerate(one.panels):
         for part in ("source", "translation", "truth", "tissue"):
@@ -146,7 +146,7 @@ def write_assessed(folder: Path, one: Assessed) -> None:
 
 def read_assessed(folder: Path) -> Assessed:
     """What `write_assessed` kept. Nothing is unpickled."""
-    record = json.loads((folder / _RESULT).read_text())
+    record = json.loads((folder / _RESULT).read_text(encoding="utf-8"))
     measured: dict[str, dict[Quantity, Amount]] = {}
     for name, quantity, amount in record["figures"]:
         measured.setdefault(name, {})[Quantity(**quantity)] = Amount(**amount)

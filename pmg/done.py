@@ -29,7 +29,7 @@ def made_by(model: Path, **choices: object) -> str:
 def is_done(folder: Path, by: str) -> bool:
     """Whether the folder holds a complete result that was made by this."""
     try:
-        done = json.loads((folder / _DONE).read_text())
+        done = json.loads((folder / _DONE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return bool(done.get("by") == by)
@@ -46,7 +46,7 @@ def finishing(folder: Path, by: str) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
-        (partial / _DONE).write_text(json.dumps({"by": by}))
+        (partial / _DONE).write_text(json.dumps({"by": by}), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     finally:

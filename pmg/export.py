@@ -92,7 +92,7 @@ def export_model(model: Path, out: Path, form: ModelFormat) -> list[Path]:
             unproven.rename(path)
         written.append(path)
     facts = out / "model.json"
-    facts.write_text(json.dumps(_facts(translator, config), indent=1) + "\n")
+    facts.write_text(json.dumps(_facts(translator, config), indent=1) + "\n", encoding="utf-8")
     return [*written, facts]
 
 

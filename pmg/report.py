@@ -38,7 +38,7 @@ def write_report(
     """
     components = config.prior.components
     folder.mkdir(parents=True, exist_ok=True)
-    template = resources.files("pmg").joinpath("report.html.jinja").read_text()
+    template = resources.files("pmg").joinpath("report.html.jinja").read_text(encoding="utf-8")
     page = jinja2.Environment(autoescape=True).from_string(template)
     html = page.render(
         title=title,
@@ -57,7 +57,7 @@ def write_report(
         base64.b64decode(_png(draw_report(panels, components, history, rows)))
     )
     path = folder / "report.html"
-    path.write_text(html)
+    path.write_text(html, encoding="utf-8")
     return path
 
 

@@ -97,8 +97,8 @@ def _finite(record: Record) -> Record:
 
 
 def _write(path: Path, records: Sequence[Record]) -> None:
-    path.with_suffix(".json").write_text(json.dumps(records, indent=1) + "\n")
-    with path.with_suffix(".csv").open("w", newline="") as file:
+    path.with_suffix(".json").write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
+    with path.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, list(records[0]) if records else [])
         table.writeheader()
         table.writerows(records)

@@ -32,7 +32,7 @@ def save_translator(model: Translator, config: Config, folder: Path) -> None:
     """Write the model; a file of an earlier one is replaced whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     config_partial, weights_partial = (folder / f".{name}.partial" for name in (_CONFIG, WEIGHTS))
-    config_partial.write_text(config.to_yaml())
+    config_partial.write_text(config.to_yaml(), encoding="utf-8")
     save_model(model, str(weights_partial))
     config_partial.rename(folder / _CONFIG)
     weights_partial.rename(folder / WEIGHTS)

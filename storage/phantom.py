@@ -125,7 +125,7 @@ def write_cohort(
             progress(done, len(scans), scan.name)
     manifest = folder / "manifest.csv"
     folder.mkdir(parents=True, exist_ok=True)
-    with manifest.open("w", newline="") as file:
+    with manifest.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("path", "domain", "phase"), *rows])
     return manifest
 
@@ -201,14 +201,14 @@ def _write_test(
     write_nifti(bare, truth / "source.nii.gz")
     _write_labels(truth, exact)
     sizes = ("diameter_mm", "length_mm", "arc_mm", "thickness_mm", "peak_hu")
-    with (truth / "plaques.csv").open("w", newline="") as file:
+    with (truth / "plaques.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(("id", *sizes, "x_mm", "y_mm", "z_mm"))
         for plaque, centre in exact.plaques:
             numbers = (*(getattr(plaque, size) for size in sizes), *centre)
             table.writerow((plaque.id, *(f"{number:.3f}" for number in numbers)))
     about = {"subject_seed": seed, "phase": phase, "dose_factor": subject.dose_factor}
-    (truth / "subject.json").write_text(json.dumps(about, indent=1) + "\n")
+    (truth / "subject.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
 
 def _write_labels(folder: Path, exact: Labels) -> None:

@@ -195,7 +195,7 @@ def _machine_bytes() -> int:
     sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for name in ("memory.max", "memory/memory.limit_in_bytes"):  # cgroup 2, cgroup 1
         with suppress(OSError, ValueError):  # not Linux, or "max"
-            sizes.append(int((Path("/sys/fs/cgroup") / name).read_text()))
+            sizes.append(int((Path("/sys/fs/cgroup") / name).read_text(encoding="utf-8")))
     return min(sizes)
 
 

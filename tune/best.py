@@ -121,5 +121,5 @@ def write_best(path: Path, config: SearchConfig, space: Space, study: optuna.Stu
     best = best_config(config, space, study)
     if best is None:
         return None
-    path.write_text(best.to_yaml())
+    path.write_text(best.to_yaml(), encoding="utf-8")
     return path

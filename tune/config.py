@@ -318,7 +318,7 @@ def load_search(file: Path) -> SearchConfig:
     """
     if not file.is_file():
         raise ConfigError(f"search {file}: no such file")
-    text = file.read_text(errors="replace")
+    text = file.read_text(errors="replace", encoding="utf-8")
     search = checked(SearchConfig, parsed(f"search {file}", text))
     search.searched()
     for name in search.final.against:

@@ -62,7 +62,7 @@ def write_report(where: str, out: Path, name: str | None = None) -> tuple[Path, 
     out.mkdir(parents=True, exist_ok=True)
     best = write_best(out / "best.yaml", config, space, study)
     trials = study.get_trials(deepcopy=False)
-    template = resources.files("tune").joinpath("report.html.jinja").read_text()
+    template = resources.files("tune").joinpath("report.html.jinja").read_text(encoding="utf-8")
     page = jinja2.Environment(autoescape=True).from_string(template)
     html = page.render(
         study=study,
@@ -80,13 +80,13 @@ def write_report(where: str, out: Path, name: str | None = None) -> tuple[Path, 
         advice=components_advice(study, space),
         panels=_panels(study, space.base, config),
         figures=list(_figures(study)),
-        best_yaml=None if best is None else best.read_text(),
+        best_yaml=None if best is None else best.read_text(encoding="utf-8"),
         config=config.to_yaml(),
         number=_number,
         parent=PARENT,
     )
     path = out / "report.html"
-    path.write_text(html)
+    path.write_text(html, encoding="utf-8")
     return path, best
 
 

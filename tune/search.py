@@ -116,7 +116,7 @@ def search(
             pruner_of(config.pruner, config.budget),
         )
         enqueue(study, space, first_points(config, space))
-        folder.config.write_text(config.to_yaml())
+        folder.config.write_text(config.to_yaml(), encoding="utf-8")
         _describe(study, config, base, identity)
         launch = _own_size(base.launch, config)
         with cluster(launch):

@@ -144,7 +144,7 @@ def load_study(where: str, name: str | None = None) -> optuna.Study:
 def _of_folder(folder: Path) -> tuple[str, str | None]:
     """Storage and name of the study of a search's folder, by its configuration."""
     config = folder / CONFIG
-    settings = yaml.safe_load(config.read_text()) if config.is_file() else {}
+    settings = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}
     return settings.get("storage") or str(folder / JOURNAL), settings.get("study")
 
 

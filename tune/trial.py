@@ -63,15 +63,15 @@ class TrialFolder:
         """
         self.root.mkdir(parents=True, exist_ok=True)
         if parent is not None:
-            self._parent.write_text(json.dumps(dict(parent)))
-        self._judge.write_text(json.dumps(asdict(judge)))
-        self.run.config.write_text(config.to_yaml())
+            self._parent.write_text(json.dumps(dict(parent)), encoding="utf-8")
+        self._judge.write_text(json.dumps(asdict(judge)), encoding="utf-8")
+        self.run.config.write_text(config.to_yaml(), encoding="utf-8")
 
     def config(self) -> Config:
         return load_config(self.run.config)
 
     def judge(self) -> Judge:
-        fields = json.loads(self._judge.read_text())
+        fields = json.loads(self._judge.read_text(encoding="utf-8"))
         return Judge(**fields | {"objectives": tuple(fields["objectives"])})
 
     def inherit(self, config: Config) -> None:
@@ -80,7 +80,7 @@ class TrialFolder:
         Raises CheckpointError if it is gone or damaged.
         """
         if self._parent.exists() and checkpoint.newest(self.run.checkpoints) is None:
-            parent = json.loads(self._parent.read_text())
+            parent = json.loads(self._parent.read_text(encoding="utf-8"))
             of = RunFolder(Path(parent["run"])).checkpoints
             checkpoint.adopt(of, parent["step"], Place.of(self.run.checkpoints), config)
 
@@ -142,7 +142,7 @@ class TrialRun(ray.tune.Trainable):  # type: ignore[misc]
                         self._fit.join(_STOPPING_S)
                     return self._result(record) | {"done": done}
             if not alive and self._folder.run.failure.exists():
-                line = self._folder.run.failure.read_text().partition("\n")[0]
+                line = self._folder.run.failure.read_text(encoding="utf-8").partition("\n")[0]
                 return {"failed": line, "step": self._seen, "done": True}
             if not alive:
                 why = f"the workers ended after step {self._seen} of {self._steps}"

@@ -138,7 +138,7 @@ def _real_inputs(out: Path) -> tuple[Path, Path]:
 
 
 def _write_csv(path: Path, columns: tuple[str, ...], rows: object) -> None:
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(columns)
         table.writerows(rows)  # type: ignore[arg-type]

@@ -74,7 +74,7 @@ def _write(path: Path, rows: list[Compared]) -> None:
             low, high = record.pop(f"{name}_interval") or (None, None)
             record |= {f"{name}_low": low, f"{name}_high": high}
         records.append(record)
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, list(records[0]) if records else [])
         table.writeheader()
         table.writerows(records)

@@ -79,14 +79,14 @@ def _read_tree(source: Path | str | None) -> dict[str, Any]:
     if source is None:
         return {}
     if str(source) in preset_names():
-        text = (resources.files("pmg") / "presets" / f"{source}.yaml").read_text()
+        text = (resources.files("pmg") / "presets" / f"{source}.yaml").read_text(encoding="utf-8")
     else:
         path = Path(source)
         if not path.is_file():
             raise ConfigError(
                 f"config {path}: no such file, nor a preset ({', '.join(preset_names())})"
             )
-        text = path.read_text(errors="replace")
+        text = path.read_text(errors="replace", encoding="utf-8")
     tree = parsed(f"config {source}", text)
     tree = {name: {} if section is None else section for name, section in tree.items()}
     return _over_preset(tree) if "preset" in tree else tree

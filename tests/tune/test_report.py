@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import optuna
@@ -32,7 +35,7 @@ def searched(tmp_path):
     make_store(tmp_path / "store")
     held = {"patch": (32, 32), "validation_fraction": 0.5}
     base = tmp_path / "base.yaml"
-    base.write_text(small_config(tmp_path / "store", data=held).to_yaml())
+    base.write_text(small_config(tmp_path / "store", data=held).to_yaml(), encoding="utf-8")
     config = SearchConfig.model_validate(
         {
             "base": {"config": str(base)},
@@ -93,7 +96,7 @@ def test_the_page_shows_everything_and_fetches_nothing(searched, tmp_path):
     finish(final, final.ask(), tmp_path / "faithful", [0.7, 0.6])
     done = CliRunner().invoke(command, ["report", str(folder)])
     assert done.exit_code == 0, done.output
-    page = (folder / "report.html").read_text()
+    page = (folder / "report.html").read_text(encoding="utf-8")
     for part in ("History", "Importances", "Slices", "Parallel coordinates", "Pareto front",
                  "Timeline", "worker hours", "no translation", "Number of components",
                  "4 and 8 do not differ", "Retrained with other seeds", "<td>faithful</td>",
@@ -102,6 +105,17 @@ def test_the_page_shows_everything_and_fetches_nothing(searched, tmp_path):
     assert ("side by side" in page) == (study.trials[0] in best_first(study)[:4])
     assert "<script src=" not in page
     assert "0.080" in page  # 8 trials of 36 s
+
+
+def test_the_page_is_written_whatever_the_locale(searched):
+    ascii_alone = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-m", "pmg", "tune", "report", str(searched[0])],
+        env=os.environ | ascii_alone,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_best_yaml_is_a_training_of_the_bases_own_length(searched):
