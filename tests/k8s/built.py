@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import functools
 import pickle
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,9 @@ __all__ = [
     "OVERLAYS",
     "Manifest",
     "Pod",
+    "amount",
     "build",
+    "every_container",
     "kustomize",
     "objects",
     "pods",
@@ -146,3 +150,24 @@ def pods(manifests: list[Manifest]) -> Iterator[Pod]:
             yield Pod(f"{name}-head", ray["headGroupSpec"]["template"], ray)
             for group in ray["workerGroupSpecs"]:
                 yield Pod(f"{name}-{group['groupName']}", group["template"], ray)
+
+
+def every_container(manifests: list[Manifest]) -> Iterator[tuple[str, Manifest, Pod]]:
+    """Name, container and pod of each, those that the operator adds too."""
+    for pod in pods(manifests):
+        whole = Pod(pod.name, pod.as_object(), pod.ray)
+        for container in whole.containers:
+            yield f"{pod.name}/{container['name']}", container, whole
+
+
+_UNITS = {"": 0, "Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40}
+
+
+def amount(resource: str, quantity: str | int) -> float:
+    """Of memory and storage in GiB, of anything else in pieces."""
+    text = str(quantity)
+    if text.endswith("m"):
+        return int(text[:-1]) / 1000
+    number, unit = re.fullmatch(r"([0-9.]+)([KMGT]i)?", text).groups("")  # type: ignore[union-attr]
+    stored = "memory" in resource or "storage" in resource
+    return float(Decimal(number) * 2 ** _UNITS[unit] / (2**30 if stored else 1))

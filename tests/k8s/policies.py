@@ -9,40 +9,19 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator
-from decimal import Decimal
 
-from built import Manifest, Pod, objects, pods, rays
+from built import Manifest, Pod, amount, every_container, objects, pods, rays
 from network import OUTSIDE, Network, Where, matches
 
-__all__ = ["RULES", "amount"]
+__all__ = ["RULES"]
 
 Rule = Callable[[list[Manifest]], Iterator[str]]
 RULES: list[Rule] = []
-
-_UNITS = {"": 0, "Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40}
 
 
 def rule(check: Rule) -> Rule:
     RULES.append(check)
     return check
-
-
-def amount(resource: str, quantity: str | int) -> float:
-    """Of memory and storage in GiB, of anything else in pieces."""
-    text = str(quantity)
-    if text.endswith("m"):
-        return int(text[:-1]) / 1000
-    number, unit = re.fullmatch(r"([0-9.]+)([KMGT]i)?", text).groups("")  # type: ignore[union-attr]
-    stored = "memory" in resource or "storage" in resource
-    return float(Decimal(number) * 2 ** _UNITS[unit] / (2**30 if stored else 1))
-
-
-def _containers(manifests: list[Manifest]) -> Iterator[tuple[str, Manifest, Pod]]:
-    """Those that the operator adds too."""
-    for pod in pods(manifests):
-        whole = Pod(pod.name, pod.as_object(), pod.ray)
-        for container in whole.containers:
-            yield f"{pod.name}/{container['name']}", container, whole
 
 
 _KINDS = {
@@ -68,7 +47,8 @@ def ray_asks_for_a_token(manifests: list[Manifest]) -> Iterator[str]:
             yield name
     given = {
         **{
-            name: [one["name"] for one in c.get("env", ())] for name, c, _ in _containers(manifests)
+            name: [one["name"] for one in c.get("env", ())]
+            for name, c, _ in every_container(manifests)
         },
         **{m["metadata"]["name"]: m.get("data", {}) for m in objects(manifests, "ConfigMap")},
     }
@@ -160,7 +140,7 @@ def nothing_is_exposed_outside_the_cluster(manifests: list[Manifest]) -> Iterato
         more = head.keys() - {"serviceType", "rayStartParams", "template"}
         if head["serviceType"] != "ClusterIP" or more:
             yield f"{name}: its head's service is {head['serviceType']} {more}"
-    for name, container, _ in _containers(manifests):
+    for name, container, _ in every_container(manifests):
         if any(port.keys() - {"name", "containerPort"} for port in container.get("ports", ())):
             yield f"{name}: a port of the host"
 
@@ -172,21 +152,21 @@ def nothing_runs_as_root(manifests: list[Manifest]) -> Iterator[str]:
         ids = ["runAsUser", "runAsGroup", *(["fsGroup"] if "fsGroup" in context else [])]
         if not context.get("runAsNonRoot") or not all(context.get(one, 0) > 10000 for one in ids):
             yield pod.name
-    for name, container, _ in _containers(manifests):
+    for name, container, _ in every_container(manifests):
         own = container.get("securityContext", {}).keys()
         yield from (f"{name}: {key}" for key in own & {"runAsNonRoot", "runAsUser", "privileged"})
 
 
 @rule
 def root_file_systems_are_read_only(manifests: list[Manifest]) -> Iterator[str]:
-    for name, container, _ in _containers(manifests):
+    for name, container, _ in every_container(manifests):
         if not container.get("securityContext", {}).get("readOnlyRootFilesystem"):
             yield name
 
 
 @rule
 def capabilities_are_dropped(manifests: list[Manifest]) -> Iterator[str]:
-    for name, container, _ in _containers(manifests):
+    for name, container, _ in every_container(manifests):
         context = container.get("securityContext", {})
         if context.get("allowPrivilegeEscalation") is not False:
             yield f"{name}: may gain privileges"
@@ -196,7 +176,7 @@ def capabilities_are_dropped(manifests: list[Manifest]) -> Iterator[str]:
 
 @rule
 def seccomp_is_the_runtimes_default(manifests: list[Manifest]) -> Iterator[str]:
-    for name, container, pod in _containers(manifests):
+    for name, container, pod in every_container(manifests):
         profile = pod.spec.get("securityContext", {}).get("seccompProfile")
         profile = container.get("securityContext", {}).get("seccompProfile", profile)
         if profile != {"type": "RuntimeDefault"}:
@@ -231,7 +211,7 @@ def pods_ask_for_nothing_else(manifests: list[Manifest]) -> Iterator[str]:
             yield f"{pod.name}: {pod.role} {more}"
         if pod.spec.get("enableServiceLinks") is not False:
             yield f"{pod.name}: is told of all services"
-    for name, container, _ in _containers(manifests):
+    for name, container, _ in every_container(manifests):
         more = container.keys() - _OF_A_CONTAINER
         more |= container.get("securityContext", {}).keys() - _OF_THE_KERNEL["container"]
         more |= container.get("lifecycle", {}).keys() - {"preStop"}
@@ -243,7 +223,7 @@ def pods_ask_for_nothing_else(manifests: list[Manifest]) -> Iterator[str]:
 
 @rule
 def every_container_has_requests_and_limits(manifests: list[Manifest]) -> Iterator[str]:
-    for name, container, _ in _containers(manifests):
+    for name, container, _ in every_container(manifests):
         resources = container.get("resources", {})
         least, most = resources.get("requests", {}), resources.get("limits", {})
         for side in (least, most):
@@ -265,7 +245,7 @@ def service_account_tokens_are_mounted_where_used(manifests: list[Manifest]) -> 
             yield f"{pod.name}: automounted"
         if pod.spec.get("serviceAccountName", "default") == "default":
             yield f"{pod.name}: the namespace's default account"
-    for name, container, pod in _containers(manifests):
+    for name, container, pod in every_container(manifests):
         tokens = {
             volume["name"]
             for volume in pod.spec.get("volumes", ())
@@ -323,7 +303,7 @@ def secrets_are_references(manifests: list[Manifest]) -> Iterator[str]:
         for key in {**one.get("data", {}), **one.get("binaryData", {})}:
             if _is_secret(key):
                 yield f"ConfigMap {one['metadata']['name']}: {key}"
-    for name, container, _ in _containers(manifests):
+    for name, container, _ in every_container(manifests):
         for variable in container.get("env", ()):
             if _is_secret(variable["name"]) and "secretKeyRef" not in variable.get("valueFrom", {}):
                 yield f"{name}: {variable['name']}"
@@ -356,7 +336,7 @@ _BY_VERSION = {"pmg-cpu", "pmg-gpu", "postgres"}
 
 @rule
 def images_are_pinned(manifests: list[Manifest]) -> Iterator[str]:
-    for name, container, _ in _containers(manifests):
+    for name, container, _ in every_container(manifests):
         image, _, digest = container["image"].partition("@")
         path, _, tag = image.rpartition(":")
         if not re.search(r"\d", tag) or "/" in tag:
@@ -444,7 +424,7 @@ def what_a_pod_names_is_there(manifests: list[Manifest]) -> Iterator[str]:
     }
     for pod in pods(manifests):
         yield from (f"{pod.name}: no {kind} {name}" for kind, name in set(_named(pod)) - there)
-    for name, container, pod in _containers(manifests):
+    for name, container, pod in every_container(manifests):
         volumes = {volume["name"] for volume in pod.spec.get("volumes", ())} | templates
         mounted = {mount["name"] for mount in container.get("volumeMounts", ())}
         if missing := mounted - volumes:

@@ -12,8 +12,7 @@ import click
 import pytest
 import ray
 import yaml
-from built import K8S, NO_KUBECTL, OVERLAYS, Manifest, build, objects, pods
-from policies import amount
+from built import K8S, NO_KUBECTL, OVERLAYS, Manifest, amount, build, objects, pods
 from ray._private import ray_constants
 from ray.dashboard.modules.job import job_supervisor
 

@@ -13,8 +13,7 @@ from pathlib import Path
 import click
 import pytest
 import yaml
-from built import K8S, NO_KUBECTL, OVERLAYS, Manifest, build, objects, pods
-from policies import amount
+from built import K8S, NO_KUBECTL, OVERLAYS, Manifest, amount, build, objects, pods
 
 from launch.submit import MODULES
 from pmg.cli.submit import command as pmg_submit
