@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from ranks import train_alone, train_together
-from small_run import make_store, small_config
+from small_run import small_config
 
 STEPS = 10
 PRIOR = {"components": 3, "fit_step": 2, "reseed_every": 2}
@@ -36,13 +36,6 @@ def config_of(store, stage, option):
     sections["train"] = {"batch": 6} | sections.get("train", {})
     sections["launch"] = {"zero_stage": stage, "workers": 2} | sections.get("launch", {})
     return small_config(store, **sections)
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    path = tmp_path_factory.mktemp("parity") / "store"
-    make_store(path)
-    return path
 
 
 @pytest.fixture(scope="module")
