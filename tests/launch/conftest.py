@@ -1,15 +1,16 @@
-"""A small store for all tests, and a Ray head for those of a module."""
+"""A small store and an undisturbed run for all tests, and a Ray head for those of a module."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
+from shell import whole
 from small_run import store
 
 from benchmarks.head import Head, head_node
 
-__all__ = ["head", "store"]
+__all__ = ["head", "store", "whole"]
 
 
 @pytest.fixture(scope="module")

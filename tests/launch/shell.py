@@ -1,4 +1,7 @@
-"""A training run as a user's shell starts it, and what a test does to it and asks of it."""
+"""A training run as a user's shell starts it, and what a test does to it and asks of it.
+
+`whole` is the one that all others are compared with.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
+import pytest
 import torch
 from safetensors.torch import load_file
 from small_run import small_config
@@ -41,6 +45,15 @@ def finish(
     )
     assert done.returncode == expected, done.stdout + done.stderr
     return done
+
+
+@pytest.fixture(scope="session")
+def whole(
+    store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[RunFolder, subprocess.CompletedProcess]:
+    """An undisturbed run with a Ray of its own, and what it printed."""
+    folder = RunFolder(tmp_path_factory.mktemp("whole") / "run")
+    return folder, finish(command(store, folder.root))
 
 
 class Started:

@@ -13,7 +13,7 @@ import numpy as np
 import pydicom
 import pytest
 from rich.console import Console
-from small_run import make_store, small_config
+from small_run import small_config
 
 from launch.cluster import cluster
 from launch.cohort import Share, over_cluster
@@ -130,9 +130,8 @@ def test_another_model_or_key_translates_anew_or_is_refused(run, tmp_path):
     assert len([folder for folder in out.iterdir() if folder.is_dir()]) == 1
 
 
-def test_a_stores_volumes_are_measured_once_into_one_report(run, tmp_path):
-    store, out = tmp_path / "store", tmp_path / "out"
-    make_store(store)
+def test_a_stores_volumes_are_measured_once_into_one_report(run, store, tmp_path):
+    out = tmp_path / "out"
 
     def evaluate():
         console, said = quiet()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -10,14 +11,15 @@ from itertools import pairwise
 
 import psutil
 import pytest
-from shell import Started, assert_same_weights, command, finish, newest_step
-from small_run import make_store
+from shell import STEPS, Started, assert_same_weights, command, finish, newest_step
 
 from benchmarks.head import head_node
 from launch.run_folder import RunFolder
 
 pytestmark = [pytest.mark.long, pytest.mark.ray]
 
+# A node is believed dead, and a head lost, sooner than by Ray's defaults of 15 and 60 s.
+SOONER = {"RAY_health_check_period_ms": "1000", "RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
 ATTACHED = {"address": "auto"}
 ENDLESS = {"steps": 100_000}
 WORKER = "RayTrainWorker"
@@ -25,28 +27,9 @@ WORKER = "RayTrainWorker"
 
 @pytest.fixture(scope="module")
 def cluster():
-    """A head and a node with room for one worker each.
-
-    Nodes are believed dead, and the head lost, sooner than by Ray's defaults of 15 and 60 s.
-    """
-    sooner = {"RAY_health_check_period_ms": "1000", "RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
-    with head_node(cpus=1, nodes=1, **sooner) as head:
+    """A head and a node with room for one worker each."""
+    with head_node(cpus=1, nodes=1, **SOONER) as head:
         yield head
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    path = tmp_path_factory.mktemp("deaths") / "store"
-    make_store(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def whole(cluster, store, tmp_path_factory):
-    """An undisturbed run on that cluster, and what it printed."""
-    folder = RunFolder(tmp_path_factory.mktemp("whole") / "run")
-    arguments = command(store, folder.root, launch=ATTACHED)
-    return folder, finish(arguments, environment=cluster.environment)
 
 
 def wait(found, what):
@@ -66,20 +49,11 @@ def starts(folder):
     return json.loads(folder.environment.read_text())
 
 
-def test_with_address_auto_a_run_joins_the_cluster_that_is_there(cluster, whole):
-    folder, printed = whole
-    assert "gloo between the workers, 2 nodes" in printed.stdout
-    assert newest_step(folder) == 80
-    sessions = [p for p in cluster.folder.glob("**/session_2*") if p.is_dir()]
-    assert len({p.resolve() for p in sessions}) == 1, "it started a cluster of its own"
-    assert cluster.processes(WORKER) == []
-
-
-def test_a_killed_driver_leaves_nothing_behind_and_the_same_command_goes_on(
+def test_a_killed_driver_leaves_nothing_behind_and_the_run_goes_on_in_a_cluster_that_is_there(
     cluster, store, whole, tmp_path
 ):
     folder = RunFolder(tmp_path / "run")
-    with Started(command(store, folder.root), folder) as run:  # with a Ray of its own
+    with Started(command(store, folder.root), folder, os.environ | SOONER) as run:  # its own Ray
         run.wait_for_records(8)
         workers, everything = run.workers(), run.processes()
         assert len(workers) == 2
@@ -90,8 +64,13 @@ def test_a_killed_driver_leaves_nothing_behind_and_the_same_command_goes_on(
         command(store, folder.root, launch=ATTACHED), environment=cluster.environment
     ).stdout
     assert f"resuming from {folder.checkpoints}" in printed
+    assert "gloo between the workers, 2 nodes" in printed
+    sessions = [p for p in cluster.folder.glob("**/session_2*") if p.is_dir()]
+    assert len({p.resolve() for p in sessions}) == 1, "it started a cluster of its own"
+    assert cluster.processes(WORKER) == []
+    assert newest_step(folder) == STEPS
     assert_same_weights(folder, whole[0])
-    # Ray's own agents first try for a minute to tell their dead head what they saw.
+    # Ray's own agents first try for a while to tell their dead head what they saw.
     assert alive(everything, 90) == []
 
 

@@ -41,14 +41,13 @@ def pmg(head: Head, *arguments: str, expected: int | None = 0, **variables: str)
 
 
 @pytest.fixture(scope="module")
-def trained(head: Head, tmp_path_factory):
+def trained(head: Head, store, tmp_path_factory):
     """A run of 6 steps that was submitted, its folder, and what the submitting terminal showed."""
     place = tmp_path_factory.mktemp("submitted")
-    make_store(place / "store")
     working = place / "working"
     working.mkdir()
     config = small_config(
-        place / "store",
+        store,
         train={"steps": 6, "checkpoint_every": 6},
         launch={"placement": "STRICT_SPREAD"},
         track={"panel_every": 4, "tensorboard": True, "mlflow": f"file:{place / 'mlruns'}"},
@@ -110,11 +109,8 @@ def test_no_secret_of_the_submitting_shell_reaches_the_run_or_the_cluster(head, 
                 assert token not in content, path
 
 
-def test_metrics_of_a_run_stand_at_rays_exporter(head, tmp_path):
-    make_store(tmp_path / "store")
-    config = small_config(
-        tmp_path / "store", train={"steps": 100_000, "log_every": 2, "checkpoint_every": 4}
-    )
+def test_metrics_of_a_run_stand_at_rays_exporter(head, store, tmp_path):
+    config = small_config(store, train={"steps": 100_000, "log_every": 2, "checkpoint_every": 4})
     (tmp_path / "run.yaml").write_text(config.to_yaml())
     arguments = ["train", "--config", str(tmp_path / "run.yaml"), "--run", str(tmp_path / "seen")]
     pmg(head, "submit", "--address", head.address, "--detach", "--id", "endless", *arguments)
@@ -164,9 +160,8 @@ def test_a_runs_model_and_report_are_fetched_and_checkpoints_stay(head, trained,
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_a_cohort_is_evaluated_by_a_job(head, trained, tmp_path):
+def test_a_cohort_is_evaluated_by_a_job(head, trained, store, tmp_path):
     run, _ = trained
-    store = run.root.parent / "store"
     arguments = ["--run", str(run.root), "--store", str(store), "--out", str(tmp_path / "out")]
     arguments += ["--memory", "0.5"]
     done = pmg(head, "submit", "--address", head.address, "evaluate", *arguments)

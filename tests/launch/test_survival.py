@@ -9,7 +9,6 @@ from itertools import pairwise
 
 import pytest
 from shell import TERMINATED, Started, assert_same_weights, command, finish, newest_step
-from small_run import make_store
 
 from launch.run_folder import RunFolder
 
@@ -18,13 +17,6 @@ pytestmark = [pytest.mark.long, pytest.mark.ray]
 STEPS = 200
 TRAIN = {"steps": STEPS, "log_every": 2, "checkpoint_every": 10}
 TIMING = {"steps_per_s", "images_per_s", "unix_s", "data_wait", "memory_bytes"}
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    path = tmp_path_factory.mktemp("survival") / "store"
-    make_store(path)
-    return path
 
 
 @pytest.fixture(scope="module")

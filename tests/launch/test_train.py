@@ -17,20 +17,6 @@ from pmg.weights import load_translator
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    path = tmp_path_factory.mktemp("train") / "store"
-    make_store(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def whole(store, tmp_path_factory):
-    """An undisturbed run, and what it printed."""
-    folder = RunFolder(tmp_path_factory.mktemp("whole") / "run")
-    return folder, finish(command(store, folder.root))
-
-
 def test_a_run_leaves_terms_by_name_verified_checkpoints_and_a_model(whole):
     folder, _ = whole
     records = list(folder.read_metrics())

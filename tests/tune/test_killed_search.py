@@ -14,19 +14,11 @@ from pathlib import Path
 import psutil
 import pytest
 from optuna.trial import TrialState
-from small_run import make_store
 from small_search import EVERY, assert_whole, first_steps, saved, written
 
 from tune.study import load_study
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.ray]
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("search") / "store"
-    make_store(path)
-    return path
 
 
 def arguments(file: Path, out: Path, *more: str) -> list[str]:
@@ -76,7 +68,7 @@ class Killed:
 
 
 def test_a_killed_driver_and_a_killed_worker_cost_no_trial(store, tmp_path):
-    steps = 1200  # so many that a trial is still under way when it is killed
+    steps = 500  # so many that a trial is still under way when it is killed
     out = tmp_path / "search"
     file = written(tmp_path, store, steps=steps, resources={"most_at_once": 2})
     with Killed(arguments(file, out), tmp_path / "log") as search:
@@ -113,7 +105,7 @@ def test_trials_that_fill_a_cluster_do_not_wait_for_each_other_and_a_dead_node_c
     from ray.cluster_utils import Cluster  # noqa: PLC0415
 
     os.environ["RAY_AUTH_MODE"] = "disabled"
-    steps = 800
+    steps = 400
     out = tmp_path / "search"
     options = {"object_store_memory": 100 * 2**20}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **options})

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from optuna.trial import TrialState
 from rich.console import Console
-from small_run import make_store, small_config
+from small_run import small_config
 from small_search import EVERY, STEPS, assert_whole, first_steps, written
 
 from launch.cluster import cluster
@@ -22,13 +22,6 @@ from tune.study import PARENT, counted, load_study
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("search") / "store"
-    make_store(path)
-    return path
 
 
 @pytest.fixture(scope="module", autouse=True)
