@@ -3,6 +3,7 @@
 python -m benchmarks.tune known               # a known, noisy objective; no training
 python -m benchmarks.tune phantom --out DIR   # 12 trials on a phantom, killed once and resumed
 python -m benchmarks.tune replay --out DIR    # many searches among trainings made once
+python -m benchmarks.tune rival --out DIR BEST.YAML  # beside `faithful`, on others
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import optuna
 from benchmarks.tune_known import Outcome, known_search
 from benchmarks.tune_phantom import killed_search, phantom_store, print_seconds
 from benchmarks.tune_replay import measured, replayed
+from benchmarks.tune_rival import compared_with_faithful
 
 _REPEATS = 5
 
@@ -70,6 +72,17 @@ def replay(out: Path, trials: int, repeats: int, grace: int) -> None:
         return replayed(table, sampler, pruner, trials, seed, grace)
 
     _compare(search, ("tpe", "cmaes"), repeats)
+
+
+@main.command()
+@click.argument("best", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--out", required=True, type=click.Path(path_type=Path))
+@click.option("--seeds", default=3, show_default=True, help="cohorts")
+@click.option("--steps", default=1200, show_default=True)
+def rival(best: Path, out: Path, seeds: int, steps: int) -> None:
+    """A search's best.yaml beside the faithful preset, on cohorts of other seeds."""
+    out.mkdir(parents=True, exist_ok=True)
+    compared_with_faithful(best, out, range(21, 21 + seeds), steps)
 
 
 def _compare(

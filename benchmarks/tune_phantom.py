@@ -25,11 +25,14 @@ _PARTS = ("start", "imports", "engines", "data", "steps", "checkpoint", "evaluat
 _DYING_S = 3.0  # Ray's processes end when their driver is gone
 
 
-def phantom_store(folder: Path) -> Path:
-    """A store of six phantom subjects a domain, written by way of DICOM unless it is there."""
+def phantom_store(folder: Path, seed: int = _SEED, tests: int = 0) -> Path:
+    """A store of six phantom subjects a domain, written by way of DICOM unless it is there.
+
+    tests: subjects with truth below folder/dicom/test, which the store does not hold.
+    """
     store, manifest = folder / "store", folder / "dicom" / "manifest.csv"
     if not manifest.is_file():  # it is written last
-        write_cohort(folder / "dicom", _SEED, _SUBJECTS, 0)
+        write_cohort(folder / "dicom", seed, _SUBJECTS, tests)
     key = folder / "pseudonyms.key"
     key.write_bytes(bytes(KEY_BYTES))  # always the same: which patients are held out goes by it
     key.chmod(0o600)
