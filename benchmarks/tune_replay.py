@@ -35,9 +35,9 @@ from tune.space import with_values
 __all__ = ["Table", "measured", "replayed"]
 
 GRID: Mapping[str, tuple[float, ...]] = {
-    "prior.components": (1, 4),
-    "loss.lambda_change": (0.1, 0.5, 2.5, 12.5),
-    "optim.lr": (2e-4, 6e-4, 1.8e-3, 5.4e-3),
+    "prior.components": (1, 4, 16),
+    "loss.lambda_change": (0.05, 0.2, 0.8, 3.2, 12.8),
+    "optim.lr": (2e-4, 4e-4, 8e-4, 1.6e-3, 3.2e-3, 6.4e-3),
 }
 _STEPS, _EVERY = 90, 10
 _SMALL = ("model.width=6", "discriminator.width=8", "data.validation_fraction=0.4")
