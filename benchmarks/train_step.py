@@ -127,6 +127,9 @@ class Plain:
             total = total + loss.lambda_cycle * likelihood(x_cycle, x, None)
             if loss.lambda_change:
                 total = total + loss.lambda_change * change(x_ij, x, window)
+            if loss.lambda_identity:
+                x_kept = G(i, E(j, x, where).mean, where)
+                total = total + loss.lambda_identity * likelihood(x_kept, x, None)
         self.of_g.zero_grad()
         total.backward()
 
