@@ -54,7 +54,7 @@ def phantom(out: Path, trials: int, steps: int, kill_after: int) -> None:
 
 @main.command()
 @click.option("--out", required=True, type=click.Path(path_type=Path))
-@click.option("--trials", default=16, show_default=True)
+@click.option("--trials", default=30, show_default=True)
 @click.option("--repeats", default=_REPEATS, show_default=True)
 @click.option("--grace", default=0, show_default=True, help="step before which none is ended")
 def replay(out: Path, trials: int, repeats: int, grace: int) -> None:
