@@ -19,6 +19,7 @@ from benchmarks.tune_known import Outcome, known_search
 from benchmarks.tune_phantom import killed_search, phantom_store, print_seconds
 from benchmarks.tune_replay import measured, replayed
 from benchmarks.tune_rival import compared_with_faithful
+from pmg.cli import refusals
 
 _REPEATS = 5
 
@@ -81,8 +82,9 @@ def replay(out: Path, trials: int, repeats: int, grace: int) -> None:
 @click.option("--steps", default=1200, show_default=True)
 def rival(best: Path, out: Path, seeds: int, steps: int) -> None:
     """A search's best.yaml beside the faithful preset, on cohorts of other seeds."""
-    out.mkdir(parents=True, exist_ok=True)
-    compared_with_faithful(best, out, range(21, 21 + seeds), steps)
+    with refusals():
+        out.mkdir(parents=True, exist_ok=True)
+        compared_with_faithful(best, out, range(21, 21 + seeds), steps)
 
 
 def _compare(
