@@ -83,7 +83,6 @@ def _whole_slices(steps: int, batch: int, slices: int) -> Contender:
 _SMALL_MODEL = ("model.width=12", "model.blocks=2", "discriminator.width=24")
 _SMALL_PMG = (
     *_SMALL_MODEL,
-    "optim.ema=0.99",
     "prior.fit_step=100",
     "prior.reseed_every=250",
     "loss.kl_warmup_steps=100",
@@ -117,8 +116,8 @@ SIZES = {
             "launch.workers=1",
             "launch.gpus_per_worker=0",
             "data.scale_hu=150",
-            "optim.lr=1e-3",
-            "optim.lr_discriminator=2e-3",
+            "optim.lr=2e-3",
+            "optim.lr_discriminator=4e-3",
             "optim.schedule=cosine",
         ),
         minutes="100 minutes on two cores",
