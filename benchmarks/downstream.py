@@ -17,14 +17,17 @@ from pmg.cli.judgement import judge
 from storage.phantom import write_cohort
 
 _PHANTOM_SEED = 7  # benchmarks.fidelity has another
+_COUNT = click.IntRange(min=1)
 
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="phantoms and table")
-@click.option("--labelled", default=12, show_default=True, help="scans to learn from")
-@click.option("--tests", default=24, show_default=True, help="scans to be segmented")
-@click.option("--steps", default=1500, show_default=True, help="of the segmentation's training")
+@click.option("--labelled", type=_COUNT, default=12, show_default=True, help="scans to learn from")
+@click.option("--tests", type=_COUNT, default=24, show_default=True, help="scans to be segmented")
+@click.option(
+    "--steps", type=_COUNT, default=1500, show_default=True, help="of the segmentation's training"
+)
 @click.option("--seed", default=0, show_default=True, help="of the segmentation's training")
 def main(run: Path, out: Path, labelled: int, tests: int, steps: int, seed: int) -> None:
     """Segment pancreas and plaque in phantoms without contrast, as they are and translated."""
