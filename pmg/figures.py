@@ -23,6 +23,8 @@ _LEVEL_HU, _WIDTH_HU = 60.0, 400.0  # a soft-tissue window wide enough for contr
 _ERROR_HU = 100.0
 _AIR_BELOW_HU = -300.0
 _NOTE_LENGTH = 64
+_WIDTH_INCH = 12.5
+_COLUMN_INCH = 2.25  # of five, beside the error's colour bar
 WINDOW = f"level {_LEVEL_HU:.0f}, width {_WIDTH_HU:.0f} HU"
 _TERMS = (
     ("reconstruction", ("vae1.reconstruction", "vae2.reconstruction")),
@@ -44,14 +46,14 @@ class Panel:
 
 def draw_panels(panels: Sequence[Panel], components: int) -> Figure:
     """Rows of source, translation, truth, error and responsibilities."""
-    figure = Figure(figsize=(12.5, 2.6 * len(panels)), layout="constrained")
+    figure = Figure(figsize=(_WIDTH_INCH, sum(_heights(panels))), layout="constrained")
     _fill_panels(figure, panels, components)
     return figure
 
 
 def draw_losses(history: Sequence[Mapping[str, Any]]) -> Figure:
     """Every kind of loss term over the steps, one axis each."""
-    figure = Figure(figsize=(12.5, 4.2), layout="constrained")
+    figure = Figure(figsize=(_WIDTH_INCH, 4.2), layout="constrained")
     _fill_losses(figure, history)
     return figure
 
@@ -63,8 +65,8 @@ def draw_report(
     rows: Sequence[Row],
 ) -> Figure:
     """Everything on one sheet, for a README: panels, curves and table."""
-    heights = [2.6 * len(panels), 3.6 if history else 0.01, 0.5 + 0.26 * len(rows)]
-    figure = Figure(figsize=(12.5, sum(heights)), layout="constrained")
+    heights = [sum(_heights(panels)), 3.6 if history else 0.01, 0.5 + 0.26 * len(rows)]
+    figure = Figure(figsize=(_WIDTH_INCH, sum(heights)), layout="constrained")
     parts: Any = figure.subfigures(3, 1, height_ratios=heights)
     top, middle, bottom = parts
     _fill_panels(top, panels, components)
@@ -77,7 +79,7 @@ def draw_report(
 def _fill_panels(figure: Any, panels: Sequence[Panel], components: int) -> None:
     error = "translation - source" if panels[0].slice.truth is None else "translation - truth"
     titles = ("source", "translation", "truth", f"{error}, HU", "responsibilities")
-    axes = figure.subplots(len(panels), len(titles), squeeze=False)
+    axes = figure.subplots(len(panels), len(titles), squeeze=False, height_ratios=_heights(panels))
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=10)
     for row, panel in zip(axes, panels, strict=True):
@@ -112,6 +114,12 @@ def _fill_panels(figure: Any, panels: Sequence[Panel], components: int) -> None:
             vmax=components - 0.5,
             interpolation="nearest",
         )
+
+
+def _heights(panels: Sequence[Panel]) -> list[float]:
+    """Inches that each row needs, which is as high as the body is in a column of the figure."""
+    boxes = (panel.slice.source[_body_box(panel.slice.source)].shape for panel in panels)
+    return [_COLUMN_INCH * rows / columns + 0.25 for rows, columns in boxes]
 
 
 def _body_box(hu: NDArray[np.floating], margin: int = 4) -> tuple[slice, slice]:
