@@ -114,14 +114,14 @@ class Training:
 
     @torch.no_grad()
     def _average(self, averaged: Translator, skipped: Tensor) -> None:
-        """averaged <- decay averaged + (1 - decay) trained, decay = min(ema, (1 + t) / (10 + t)).
+        """averaged <- decay averaged + (1 - decay) trained, decay = min(ema, (1 + t) / (5 + t)).
 
-        t counts steps from 0: at first an average over the last tenth of a training, so that what
+        t counts steps from 0: at first an average over the last fifth of a training, so that what
         it began with is soon forgotten; the trained weights after the first step. Where the step
         was skipped it stays as it is.
         """
         t = self.step
-        decay = min(self.config.optim.ema, (1 + t) / (10 + t)) if t else 0.0
+        decay = min(self.config.optim.ema, (1 + t) / (5 + t)) if t else 0.0
         weight = (1 - skipped) * (1 - decay)
         own: list[Tensor] = list(averaged.parameters())
         trained: list[Tensor] = list(self.translator.module.parameters())
