@@ -180,11 +180,11 @@ def test_a_single_learned_component_is_fitted_as_a_mixture_is():
 
 
 def test_averaged_weights_are_the_exponential_moving_average():
-    training = start(tiny_config(optim={"ema": 0.25, "lr": 1e-2}))
+    training = start(tiny_config(optim={"ema": 0.4, "lr": 1e-2}))
     advance(training, 1)
     name = "encoders.0.stem.weight"
     expected = training.translator.module.get_parameter(name).detach().clone()
-    for decay in (2 / 11, 0.25, 0.25):  # ema is reached at step 2
+    for decay in (2 / 6, 0.4, 0.4):  # ema is reached at step 2
         advance(training, 1)
         now = training.translator.module.get_parameter(name).detach()
         expected = decay * expected + (1 - decay) * now
