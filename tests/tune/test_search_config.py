@@ -166,7 +166,7 @@ def test_the_base_gets_what_the_search_decides_and_nothing_else(tmp_path):
     assert config.train.log_every == 15  # the demo's 20 does not divide 30
     assert (config.launch.workers, config.launch.cpus_per_worker) == (2, 0.5)
     assert config.data.validation_fraction == 0.4
-    assert config.model.width == 12
+    assert config.model.width == 8
 
 
 def test_a_search_comes_back_from_its_yaml(tmp_path):
