@@ -10,18 +10,19 @@ from benchmarks.fidelity_plan import SIZES
 
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
-def test_every_contender_sees_as_many_voxels_at_the_same_rates(size):
-    voxels, rates = {}, set()
+def test_every_contender_sees_as_many_voxels_and_those_of_a_preset_learn_alike(size):
+    voxels, optims, schedules = {}, {}, set()
     for contender in size.contenders:
         config = size.config(contender, seed=3)
-        train, optim = config.train, config.optim
+        train = config.train
         voxels[contender.name] = train.steps * train.batch * math.prod(config.data.patch)
         assert train.seed == 3
-        if size.name == "small":
-            rates.add((optim.lr, optim.lr_discriminator, optim.schedule))
+        assert optims.setdefault(contender.preset, config.optim) == config.optim
+        schedules.add(config.optim.schedule)
     least, most = min(voxels.values()), max(voxels.values())
     assert most <= 1.001 * least, voxels
-    assert len(rates) <= 1
+    if size.name == "small":
+        assert len(schedules) == 1
 
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
