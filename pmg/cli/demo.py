@@ -17,12 +17,20 @@ from pmg.cli.options import OUT_FOLDER, overrides_argument
 _REAL_SERIES = Path("cerr/datasets/radiomics_phantom_dicom")
 _REAL_DOMAINS = {"pat_1": 2, "pat_2": 2, "pat_3": 1, "pat_4": 1}
 # With two patients a side the discriminators soon know them by heart, and ask for those patients'
-# anatomy instead of for contrast: 3400 steps of the demo's own settings turn the aorta into lung.
+# anatomy instead of for contrast: 3400 steps turn the aorta into lung. So few are spent, at which the
+# demo's own weights and rates leave blood at 46 of 44 HU; with these it comes to 94.
 _REAL_OVERRIDES = (
     "train.steps=400",
+    "data.scale_hu=60",
     "model.position=false",
+    "discriminator.scales=2",
+    "loss.lambda_kl=0.01",
+    "loss.lambda_cycle_kl=0.01",
     "loss.lambda_change=4",
+    "loss.lambda_identity=0",
     "loss.r1=1",
+    "optim.lr=1e-3",
+    "optim.lr_discriminator=2e-3",
 )
 _PHASES = {1: "non_contrast", 2: "contrast"}
 # In pat_3, LPS mm: found by eye in the soft-tissue window.
