@@ -17,8 +17,8 @@ from pmg.cli.options import OUT_FOLDER, overrides_argument
 _REAL_SERIES = Path("cerr/datasets/radiomics_phantom_dicom")
 _REAL_DOMAINS = {"pat_1": 2, "pat_2": 2, "pat_3": 1, "pat_4": 1}
 # With two patients a side the discriminators soon know them by heart, and ask for those patients'
-# anatomy instead of for contrast: 3400 steps turn the aorta into lung. So few are spent, at which the
-# demo's own weights and rates leave blood at 46 of 44 HU; with these it comes to 94.
+# anatomy instead of for contrast: 3400 steps turned the aorta into lung. In 400 the demo's own
+# weights and rates leave blood at 46 HU, of 44; with these it comes to 94.
 _REAL_OVERRIDES = (
     "train.steps=400",
     "data.scale_hu=60",
