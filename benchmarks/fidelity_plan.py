@@ -91,7 +91,7 @@ _SMALL_PMG = (
     "loss.kl_warmup_steps=100",
 )
 
-# At the rates of `recommended` CycleGAN came to 45 HU in place of 37, and one of UNIT's two diverged.
+# At the rates of `recommended` CycleGAN came to 45 HU, not 37, and a training of UNIT's diverged.
 _SMALL_BASELINE = (
     *_SMALL_MODEL,
     "model.latent_channels=32",
