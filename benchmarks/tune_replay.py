@@ -40,8 +40,7 @@ GRID: Mapping[str, tuple[float, ...]] = {
     "optim.lr": (2e-4, 4e-4, 8e-4, 1.6e-3, 3.2e-3, 6.4e-3),
 }
 _STEPS, _EVERY = 90, 10
-# What the table in results/tune.md was measured with. Beside the term of identity that the demo has
-# had since, lambda_change matters little, and the landscape would have no clear best.
+# What the table in results/tune.md was measured with: the demo's weights have changed since.
 _SMALL = (
     "model.width=6",
     "discriminator.width=8",
