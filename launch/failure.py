@@ -10,14 +10,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray.train
+from ray.exceptions import RayError
 
 from launch.run_folder import RunFolder
 
 __all__ = ["EndForGood", "cause", "recorded", "worker_log"]
 
 # A lost peer, a time-out, a full device, a file system that hesitates: Ray restarts the workers.
+# Ray's own errors too: who waits in a report when a peer dies loses the actor that it waits for.
 # All else (a damaged store, losses that are not finite, a wrong setting) would come again.
-_TRANSIENT = (RuntimeError, OSError)
+_TRANSIENT = (RuntimeError, OSError, RayError)
 _log = logging.getLogger(__name__)
 
 

@@ -6,6 +6,7 @@ import logging
 import warnings
 
 import pytest
+from ray.exceptions import ActorDiedError
 
 from launch.failure import cause, recorded, worker_log
 from launch.run_folder import RunFolder
@@ -53,7 +54,9 @@ def test_the_first_error_that_would_come_again_is_kept(tmp_path):
     assert 'raise ValueError("first")' in trace
 
 
-@pytest.mark.parametrize("error", [RuntimeError("NCCL timed out"), OSError("stale file handle")])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("NCCL timed out"), OSError("stale file handle"), ActorDiedError()]
+)
 def test_an_error_that_a_restart_may_cure_is_left_to_ray(tmp_path, error):
     folder = RunFolder(tmp_path)
     with pytest.raises(type(error)), recorded(folder, 0):
