@@ -7,8 +7,8 @@ import io
 import json
 import os
 import pickle
+import re
 import tarfile
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -95,14 +95,31 @@ def received(archive: bytes) -> ArchiveReader:
 def test_a_fetched_archive_writes_below_its_folder_only(tmp_path, name):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        info = tarfile.TarInfo(name)
-        info.size = 1
-        tar.addfile(info, io.BytesIO(b"x"))
+        for each in ("report.html", name):
+            info = tarfile.TarInfo(each)
+            info.size = 1
+            tar.addfile(info, io.BytesIO(b"x"))
     reader = received(buffer.getvalue())
-    with suppress(tarfile.FilterError):
+    with pytest.raises(AccessError, match=f"{re.escape(name)}: lies outside of"):
         reader.extract(tmp_path / "out")
     assert not (tmp_path / "escaped").exists()
     assert not Path("/tmp/pmg-escaped").exists()
+    assert not (tmp_path / "out" / "report.html").exists()
+
+
+def test_a_fetched_archive_plants_no_link(tmp_path):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        link = tarfile.TarInfo("panels")
+        link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path)
+        tar.addfile(link)
+        info = tarfile.TarInfo("panels/escaped")
+        info.size = 1
+        tar.addfile(info, io.BytesIO(b"x"))
+    assert received(buffer.getvalue()).extract(tmp_path / "out") == [
+        tmp_path / "out/panels/escaped"
+    ]
+    assert not (tmp_path / "escaped").exists()
 
 
 def test_a_link_out_of_a_run_is_not_followed_when_it_is_sent(tmp_path):
