@@ -1,10 +1,9 @@
 """What `benchmarks.fidelity` compares: contenders, their settings, and the budget they share.
 
 Every contender sees the same number of voxels of either domain, from the same stream, in patches of
-the size that suits it: 3 of 64 x 64 a step for the baselines, 6 of 48 x 48 and fewer steps for
-`recommended`; of whole slices one a step, and fewer steps still. Losses and networks are those of
-the presets, which are the published ones for UNIT and CycleGAN; what the size of the benchmark
-changes stands here.
+64 x 64; in `small` `recommended` has more and smaller ones a step, and fewer steps. Of whole slices
+there are few a step, and fewer steps still. Losses and networks are those of the presets, which are
+the published ones for UNIT and CycleGAN; what the size of the benchmark changes stands here.
 """
 
 from __future__ import annotations
