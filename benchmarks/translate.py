@@ -148,7 +148,13 @@ def network(width: int, tile: int, overlap: float, margin: int | None) -> tuple[
         "recommended",
         [f"model.width={width}", f"translate.tile=[{tile}, {tile}]"],
         data={"spacing_mm": SPACING_MM},
-        translate={"tile": (tile, tile), "overlap": overlap, "margin": margin},
+        # The same work as the peer's, which knows no mixture.
+        translate={
+            "tile": (tile, tile),
+            "overlap": overlap,
+            "margin": margin,
+            "denoise": False,
+        },
     )
     model, _ = build_modules(config)
     generator = torch.Generator().manual_seed(1)

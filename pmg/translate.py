@@ -17,6 +17,7 @@ from pmg.networks import Posterior
 from pmg.noise import PlaceNoise
 from pmg.prior import responsibilities
 from pmg.reach import reach
+from pmg.shrinkage import latent_noise, shrunk
 from pmg.tiles import Progress, Tiling, blended_slices, continued
 from pmg.weights import load_translator, model_folder
 from pmg.where import Where
@@ -29,6 +30,7 @@ __all__ = ["GridSlice", "Translation", "VolumeTranslator", "Wanted"]
 
 _LOW_HU = -1024
 _SLICES = 64  # at a time from the model's grid to the source's
+_NOISE_PAIRS, _NOISE_VOXELS = 16, 256  # places, and voxels along y and x, that tell a scan's noise
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,8 @@ class VolumeTranslator:
         self._device = device
         self._window = window_of(config.data)
         self._reach = reach(model, source, len(config.translate.tile))
+        plane = (self._reach, model.stride)
+        self._around = ((model.slices // 2, 1) if self._flat else plane, plane, plane)
 
     @classmethod
     def open(cls, model: Path, source: int, device: str = "auto") -> VolumeTranslator:
@@ -173,12 +177,16 @@ class VolumeTranslator:
         stride = self._model.stride
         first, stop = self._seen_around(z, grid.shape[0])
         hu = torch.as_tensor(grid.hu[first:stop].astype(np.float32), device=self._device)
-        start_mm = self._frame_start_mm(grid, body_mask(grid))
+        body = body_mask(grid)
+        start_mm = self._frame_start_mm(grid, body)
+        noise = self._scan_noise(grid, body, start_mm)
         where = self._where(torch.tensor([[first, 0, 0]]), start_mm)
         with torch.inference_mode():
             x = self._window.to_unit(hu)[None]
             x = continued(self._stacked(x) if self._flat else x[None], stride)
-            translated, q = self._model.translate(self._source, x, where)
+            q = self._model.encode(self._source, x, where)
+            latent = self._without(noise, q).mean
+            translated = self._model.decode(other(self._source), latent, where)
             shares = responsibilities(q.mean, q.log_var, self._model.prior.mixture())
         target = self._window.to_hu(translated).flatten(0, -3)[z - first]
         tissue = shares.argmax(dim=1)[0]
@@ -238,11 +246,9 @@ class VolumeTranslator:
         """
         if not body.any():
             return
-        around = self._model.slices // 2 if self._flat else self._reach
-        step = 1 if self._flat else self._model.stride
-        plane = (self._reach, self._model.stride)
-        box = _box_round(body, ((around, step), plane, plane))
+        box = _box_round(body, self._around)
         start_mm = self._frame_start_mm(grid, body)
+        scan_noise = self._scan_noise(grid, body, start_mm)
         corner = torch.tensor([part.start for part in box])
         noise = PlaceNoise(wanted.seed, self._model.prior.mean.shape[1])
 
@@ -252,7 +258,7 @@ class VolumeTranslator:
             x = self._stacked(x.squeeze(1)) if self._flat else x
             with torch.inference_mode():
                 where = self._where(starts, start_mm)
-                images = self._images(x, starts, where, wanted, noise)
+                images = self._images(x, starts, where, wanted, noise, scan_noise)
             # The slices of a 2.5D stack are channels of its image.
             return torch.stack([image[:, : tiles.shape[2]].cpu() for image in images], dim=1)
 
@@ -263,7 +269,13 @@ class VolumeTranslator:
             yield z, whole
 
     def _images(
-        self, x: Tensor, starts: Tensor, where: Where, wanted: Wanted, noise: PlaceNoise
+        self,
+        x: Tensor,
+        starts: Tensor,
+        where: Where,
+        wanted: Wanted,
+        noise: PlaceNoise,
+        scan_noise: Tensor | None,
     ) -> list[Tensor]:
         """The images of a batch of tiles, each [B, d, h, w]."""
         target = other(self._source)
@@ -272,7 +284,8 @@ class VolumeTranslator:
             hu = self._window.to_hu(self._model.decode(target, z, where))
             return hu if self._flat else hu[:, 0]
 
-        q = self._model.encode(self._source, x, where)
+        q_scan = self._model.encode(self._source, x, where)
+        q = self._without(scan_noise, q_scan)
         if not wanted.samples:
             images = [decoded(q.mean)]
         else:  # Welford: no sample is kept
@@ -283,8 +296,45 @@ class VolumeTranslator:
                 squares = squares + (hu - previous) * (hu - mean)
             images = [mean, torch.sqrt(squares / (wanted.samples - 1))]
         if wanted.responsibilities:
-            images += self._shares(q, images[0])
+            images += self._shares(q_scan, images[0])
         return images
+
+    def _without(self, noise: Tensor | None, q: Posterior) -> Posterior:
+        """The posterior with the scan's noise left out of its mean, where it is known."""
+        if noise is None:
+            return q
+        return Posterior(shrunk(q.mean, self._model.prior.mixture(), noise), q.log_var)
+
+    def _scan_noise(self, grid: Volume, body: NDArray[np.bool_], start_mm: Tensor) -> Tensor | None:
+        """The variance of the scan's noise in z, [K, C], if the translation is to leave it out.
+
+        From neighbouring latent positions along z in the middle of the body, at some heights. None
+        for a volume of too few slices.
+        """
+        stride, stack = self._model.stride, self._model.slices
+        # In 2D two stacks without a common slice; in 3D two positions, seen with those around them.
+        step, seen = (1, 2 * stack) if self._flat else (stride, 4 * stride)
+        if not self._config.translate.denoise or not body.any():
+            return None
+        box = _box_round(body, self._around)
+        last = min(box[0].stop, grid.shape[0]) - seen
+        if last < box[0].start:
+            return None
+        rows, columns = (_middle(part, _NOISE_VOXELS, stride) for part in box[1:])
+        heights = np.linspace(box[0].start // step, last // step, _NOISE_PAIRS, dtype=int)
+        pairs = []
+        for z in np.unique(heights) * step:
+            hu = torch.as_tensor(grid.hu[z : z + seen, rows, columns], device=self._device)
+            x = self._window.to_unit(hu.float())
+            x = x.reshape(2, stack, *x.shape[1:]) if self._flat else x[None, None]
+            starts = [[z + i * stack, rows.start, columns.start] for i in range(len(x))]
+            where = self._where(torch.tensor(starts), start_mm)
+            with torch.inference_mode():
+                mean = self._model.encode(self._source, x, where).mean
+            pairs.append(mean if self._flat else mean[0].movedim(1, 0)[1:3])
+        m, beside = torch.stack(pairs, dim=1)
+        with torch.inference_mode():
+            return latent_noise(m, beside, self._model.prior.mixture())
 
     def _noise(self, noise: PlaceNoise, sample: int, starts: Tensor, like: Tensor) -> Tensor:
         """Of a batch of tiles, [B, C, *s]."""
@@ -335,6 +385,13 @@ def _box_round(body: NDArray[np.bool_], axes: Sequence[tuple[int, int]]) -> tupl
         stop = -(-(int(found[-1]) + 1 + margin) // step) * step
         box.append(slice(first, min(stop, body.shape[axis])))
     return tuple(box)
+
+
+def _middle(part: slice, most: int, step: int) -> slice:
+    """The middle of a part of an axis, at most so many voxels, at multiples of a step."""
+    length = min(part.stop - part.start, most) // step * step
+    first = part.start + (part.stop - part.start - length) // 2 // step * step
+    return slice(first, first + length)
 
 
 def _empty(grid: Volume, dtype: type) -> Volume:

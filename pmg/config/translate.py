@@ -1,4 +1,4 @@
-"""The section `translate`: how whole volumes are cut."""
+"""The section `translate`: how whole volumes are cut, and what becomes of their noise."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["TranslateConfig"]
 
 
 class TranslateConfig(Section):
-    """Tiles of whole-volume translation."""
+    """Translation of whole volumes."""
 
     tile: tuple[Count, ...] = Field(
         (512, 512), min_length=2, max_length=3, description="voxels that one pass gives"
@@ -24,3 +24,8 @@ class TranslateConfig(Section):
         0.25, description="share of a tile that is blended with its neighbour"
     )
     batch: Count = Field(4, description="tiles at once")
+    denoise: bool = Field(
+        False,
+        description="leave the scan's noise out of the latent where the mixture tells it from "
+        "structure; the paper translates it",
+    )

@@ -11,7 +11,8 @@ import pytest
 import torch
 from tiny import shaken, tiny_config
 
-from pmg.config import Config
+from pmg.config import Config, TranslateConfig
+from pmg.mixture import fit_mixture
 from pmg.model import Translator
 from pmg.noise import PlaceNoise
 from pmg.translate import VolumeTranslator, Wanted
@@ -237,6 +238,84 @@ def test_another_seed_draws_another_sample_and_the_same_one_the_same():
 def test_one_sample_has_no_spread_and_is_refused():
     with pytest.raises(ValueError, match="samples 1: expected 0"):
         Wanted(samples=1)
+
+
+def phantom(seed: int) -> Volume:
+    """An ellipse of noisy tissue beside fat, with a plaque of 500 HU in its middle."""
+    _, y, x = np.indices((24, 64, 96))
+    body = ((y - 32) / 26) ** 2 + ((x - 48) / 40) ** 2 < 1
+    hu = np.where(body, np.where(x > 60, -100.0, 50.0), -1000.0)
+    hu[10:14, 31:34, 44:47] = 500
+    hu[body] += np.random.default_rng(seed).normal(0, 12, int(body.sum()))
+    return Volume(hu.astype(np.int16), affine(*GRID_MM))
+
+
+KINDS = {
+    "2D": {"data": {"patch": (16, 16), "slices": 1}, "model": {"latent_channels": 4}},
+    "2.5D": {"data": {"patch": (16, 16), "slices": 3}, "model": {"latent_channels": 12}},
+    "3D": {"data": {"patch": (16, 16, 16)}, "model": {"latent_channels": 8}},
+}
+
+
+def denoiser(kind: str, tile: int = 512, *, denoise: bool = True, components: int = 8):
+    """A model that translates nothing, with the mixture of a scan's encodings as its prior."""
+    data, model = KINDS[kind]["data"], KINDS[kind]["model"]
+    settings = tiny_config(
+        data={**data, "spacing_mm": GRID_MM, "scale_hu": 150},
+        model={**model, "blocks": 1, "skip": True, "posterior": "learned"},
+        prior={"components": components, "min_std": 1e-3},
+        translate={"tile": (tile,) * len(data["patch"]), "denoise": denoise},
+    )
+    torch.manual_seed(4)
+    module = Translator(settings).eval()
+    as_a_whole = TranslateConfig(tile=(512,) * len(data["patch"]))
+    noisy = settings.model_copy(update={"translate": as_a_whole})
+    sees = VolumeTranslator(module, noisy, 1, CPU)
+    encodings = []
+    hook = module.encoders[0].register_forward_hook(lambda *call: encodings.append(call[2].mean))
+    sees.translate(phantom(1))
+    hook.remove()
+    z = torch.cat([q.movedim(1, -1).flatten(0, -2) for q in encodings])
+    with torch.no_grad():
+        for name, value in module.prior.raw_from(fit_mixture(z, components)).items():
+            getattr(module.prior, name).copy_(value)
+    return VolumeTranslator(module, settings, 1, CPU)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_denoising_leaves_out_a_tissues_noise_and_keeps_its_hu_and_the_plaque(kind):
+    scan = phantom(2)
+    as_it_is = denoiser(kind, denoise=False).translate(scan).hu
+    translated = denoiser(kind).translate(scan).hu
+    fat, tissue = (np.s_[6:18, 24:40, a:b] for a, b in ((66, 80), (16, 36)))
+    for part in (fat, tissue):
+        assert translated[part].std() < 0.7 * as_it_is[part].std()
+        assert abs(translated[part].mean() - as_it_is[part].mean()) < 2
+    plaque = np.s_[11:13, 32, 45]
+    assert (np.abs(translated[plaque] - as_it_is[plaque].astype(int)) < 40).all()
+
+
+def test_one_gaussian_cannot_tell_noise_from_tissue():
+    scan = phantom(2)
+    tissue = np.s_[6:18, 24:40, 16:36]
+    assert denoiser("2D", components=1).translate(scan).hu[tissue].std() > 0.9 * 12
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_noise_is_left_out_alike_in_tiles_and_of_the_slice_that_is_shown(kind):
+    scan = phantom(2)
+    body = body_mask(canonical(scan))
+    whole = denoiser(kind).translate(scan).hu.astype(int)
+    tiled = denoiser(kind, tile=24).translate(scan).hu
+    assert np.abs(tiled - whole)[body].max() <= 1
+    view = denoiser(kind).slice(scan, scan.affine[2, 3] + 9 * GRID_MM[0])
+    assert np.abs(view.translation - whole[9])[body[9]].max() <= 1
+
+
+def test_a_volume_too_thin_to_tell_its_noise_is_translated_with_it():
+    thin = Volume(phantom(2).hu[:1], affine(*GRID_MM))
+    with_noise = denoiser("2D", denoise=False).translate(thin).hu
+    np.testing.assert_array_equal(denoiser("2D").translate(thin).hu, with_noise)
 
 
 def test_a_volume_without_body_stays_as_it_is():
