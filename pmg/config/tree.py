@@ -63,6 +63,12 @@ class Config(Section):
                 f"loss.r1 {self.loss.r1} needs launch.zero_stage 0, 1 or 2: stage 3 can't take "
                 f"the gradient of a gradient"
             )
+        learns = self.prior.learned and (self.loss.lambda_kl or self.loss.lambda_cycle_kl)
+        if self.translate.denoise and not learns:
+            raise ValueError(
+                "translate.denoise true needs a mixture that learns what tissue is: prior.learned "
+                "true, and loss.lambda_kl or loss.lambda_cycle_kl above 0"
+            )
         return self
 
     @model_validator(mode="after")

@@ -34,8 +34,8 @@ def test_an_unknown_field_is_refused_with_the_nearest_right_one(wrong, right):
 
 
 def test_a_field_like_no_other_is_refused_with_all_that_there_are():
-    message = refusal("translate.qqqq=1")
-    assert message == "config translate.qqqq: unknown field; known: tile, margin, overlap, batch"
+    known = "tile, margin, overlap, batch, denoise"
+    assert refusal("translate.qqqq=1") == f"config translate.qqqq: unknown field; known: {known}"
 
 
 @pytest.mark.parametrize(
@@ -79,6 +79,14 @@ def test_a_value_out_of_range_is_refused_by_name_with_what_is_allowed(
         (["model.architecture=unit"], "latent_channels 16 must be 256 in architecture unit"),
         (["train.compile=true", "launch.zero_stage=3"], "train.compile true needs launch.zero"),
         (["loss.r1=5", "launch.zero_stage=3"], "loss.r1 5.0 needs launch.zero_stage 0, 1 or 2"),
+        (
+            ["translate.denoise=true", "prior.learned=false"],
+            "denoise true needs a mixture that learns",
+        ),
+        (
+            ["translate.denoise=true", "loss.lambda_kl=0", "loss.lambda_cycle_kl=0"],
+            "denoise true needs a mixture that learns",
+        ),
         (["train.batch=15"], "train.batch 15 must be a multiple of launch.workers 2"),
         (["train.log_every=7"], "checkpoint_every 500 must be a multiple of log_every 7"),
     ],
