@@ -309,7 +309,7 @@ class VolumeTranslator:
         """The variance of the scan's noise in z, [K, C], if the translation is to leave it out.
 
         From neighbouring latent positions along z in the middle of the body, at some heights. None
-        for a volume of too few slices.
+        for a volume of too few slices, or narrower than a latent position.
         """
         stride, stack = self._model.stride, self._model.slices
         # In 2D two stacks without a common slice; in 3D two positions, seen with those around them.
@@ -317,10 +317,10 @@ class VolumeTranslator:
         if not self._config.translate.denoise or not body.any():
             return None
         box = _box_round(body, self._around)
-        last = min(box[0].stop, grid.shape[0]) - seen
-        if last < box[0].start:
-            return None
+        last = box[0].stop - seen
         rows, columns = (_middle(part, _NOISE_VOXELS, stride) for part in box[1:])
+        if last < box[0].start or rows.start == rows.stop or columns.start == columns.stop:
+            return None
         heights = np.linspace(box[0].start // step, last // step, _NOISE_PAIRS, dtype=int)
         pairs = []
         for z in np.unique(heights) * step:

@@ -312,8 +312,11 @@ def test_noise_is_left_out_alike_in_tiles_and_of_the_slice_that_is_shown(kind):
     assert np.abs(view.translation - whole[9])[body[9]].max() <= 1
 
 
-def test_a_volume_too_thin_to_tell_its_noise_is_translated_with_it():
-    thin = Volume(phantom(2).hu[:1], affine(*GRID_MM))
+@pytest.mark.parametrize(
+    "part", [np.s_[:1], np.s_[:, 32:33], np.s_[:, :, 48:49]], ids=["slice", "row", "column"]
+)
+def test_a_volume_too_thin_to_tell_its_noise_is_translated_with_it(part):
+    thin = Volume(phantom(2).hu[part], affine(*GRID_MM))
     with_noise = denoiser("2D", denoise=False).translate(thin).hu
     np.testing.assert_array_equal(denoiser("2D").translate(thin).hu, with_noise)
 
